@@ -14,6 +14,7 @@ const PROTOS: &[&str] = &[
     "proto/jtnt/admin/v1/policy.proto",
 ];
 
+#[expect(clippy::disallowed_methods, reason = "a build script is no part of the agent")]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     for proto in PROTOS {

@@ -1,1 +1,6 @@
-//! Placeholder.
+//! The JTNT endpoint agent.
+
+pub mod domain;
+pub mod runtime;
+pub mod telemetry;
+pub mod trust;

@@ -1,0 +1,5 @@
+//! Decisions without I/O: no file, no socket, no clock, no chance. `now` and random numbers are
+//! arguments, effects leave as values.
+
+pub mod ids;
+pub mod job;

@@ -1,0 +1,3 @@
+//! What the agent tells about itself: logs, metrics, and the two loopback endpoints.
+
+pub mod metrics;
