@@ -81,6 +81,8 @@ impl Session<'_> {
     ) -> Result<T, Failure> {
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
+            // The channel keeps the same time and may notice first.
+            Ok(Err(status)) if status.message() == "Timeout expired" => Err(self.too_late(what)),
             Ok(Err(status)) => Err(Failure::rpc(what, &status)),
             Err(_) => Err(self.too_late(what)),
         }

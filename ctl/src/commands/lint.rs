@@ -83,7 +83,7 @@ fn lint(bytes: &[u8], now: Timestamp) -> Report {
                 rule: None,
                 line: place(error.line()),
                 column: place(error.column()),
-                message: error.to_string(),
+                message: without_place(&error),
             };
             return Report { problems: vec![problem], ..Report::default() };
         }
@@ -98,6 +98,13 @@ fn lint(bytes: &[u8], now: Timestamp) -> Report {
         rules: policy.exec.len() + policy.script.len() + policy.file.len(),
         problems,
     }
+}
+
+/// The place stands in fields of its own.
+fn without_place(error: &JsonError) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    text.strip_suffix(&place).unwrap_or(&text).to_owned()
 }
 
 /// Reads a policy as its author writes it: what publishing fills in may be absent.

@@ -105,7 +105,7 @@ pub(crate) fn versions(v: &Versions<'_>, color: bool) -> String {
     table.pair("client", both(v.client.version, v.client.api_version));
     match &v.daemon {
         Some(d) => table.pair("daemon", both(d.version, d.api_version)),
-        None => table.pair("daemon", toned("does not answer", Tone::Bad)),
+        None => table.pair("daemon", toned("unknown", Tone::Bad)),
     }
     table.render(color)
 }

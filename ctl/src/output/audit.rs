@@ -143,7 +143,9 @@ impl Report {
         };
         let (lines, files) = (self.lines, self.files);
         let verdict = word(&self.verdict, tone, color);
-        out.push_str(&format!("{verdict}: {lines} lines in {files} files{seqs}\n"));
+        let s = |n| if n == 1 { "" } else { "s" };
+        let size = format!("{lines} line{} in {files} file{}", s(lines), s(files));
+        out.push_str(&format!("{verdict}: {size}{seqs}\n"));
         for unknown in &self.unknown {
             out.push_str(&format!("not known: {}\n", clean(unknown)));
         }

@@ -1,6 +1,6 @@
 //! A daemon with fixed answers.
 
-use std::{collections::BTreeMap, vec};
+use std::vec;
 
 use jtnt_proto::admin::v1::{self as pb, verify_log_response::Event};
 use prost_types::{Duration, Timestamp};
@@ -10,7 +10,7 @@ use tonic::{Code, Request, Response, Status, transport::Server};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 #[derive(Clone, Copy, PartialEq)]
-pub enum Mood {
+pub(crate) enum Mood {
     Well,
     Refusing,
     Silent,
@@ -22,7 +22,7 @@ struct Fake(Mood);
 type Answer<T> = Result<Response<T>, Status>;
 type Many<T> = Iter<vec::IntoIter<Result<T, Status>>>;
 
-pub async fn serve(mood: Mood, pipe: DuplexStream) {
+pub(crate) async fn serve(mood: Mood, pipe: DuplexStream) {
     let fake = Fake(mood);
     let (_reporter, health) = tonic_health::server::health_reporter();
     let incoming = tokio_stream::once(Ok::<_, std::io::Error>(pipe)).chain(tokio_stream::pending());
@@ -44,8 +44,7 @@ impl Fake {
         match self.0 {
             Mood::Well => Ok(Response::new(answer)),
             Mood::Refusing => {
-                let details =
-                    ErrorDetails::with_error_info("ROLE_MISSING", "jtnt", BTreeMap::new());
+                let details = ErrorDetails::with_error_info("ROLE_MISSING", "jtnt", []);
                 let message = "uid 1000 has the role read, operate is needed";
                 Err(Status::with_error_details(Code::PermissionDenied, message, details))
             }
@@ -452,8 +451,7 @@ impl pb::job_service_server::JobService for Fake {
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Answer<pb::GetJobResponse> {
         match request.into_inner().job_id.as_str() {
             "none" => {
-                let details =
-                    ErrorDetails::with_error_info("JOB_NOT_FOUND", "jtnt", BTreeMap::new());
+                let details = ErrorDetails::with_error_info("JOB_NOT_FOUND", "jtnt", []);
                 Err(Status::with_error_details(Code::NotFound, "no such job", details))
             }
             id => self.one(pb::GetJobResponse { job: Some(job(id, pb::JobState::Failed)) }).await,

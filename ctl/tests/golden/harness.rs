@@ -17,7 +17,7 @@ use crate::daemon::{self, Mood};
 
 /// Where a command is typed.
 #[derive(Clone, Copy, PartialEq)]
-pub enum World {
+pub(crate) enum World {
     /// A daemon answers.
     Well,
     /// A daemon refuses.
@@ -31,7 +31,7 @@ pub enum World {
 }
 
 /// Everything that was typed and printed.
-pub fn transcript(world: World, lines: &[&str]) -> String {
+pub(crate) fn transcript(world: World, lines: &[&str]) -> String {
     lines.iter().map(|line| one(world, line)).collect()
 }
 
@@ -48,7 +48,7 @@ fn one(world: World, line: &str) -> String {
 }
 
 /// A command whose reader is gone; the exit code, and what was complained about.
-pub fn closed_pipe(line: &str) -> (Exit, String) {
+pub(crate) fn closed_pipe(line: &str) -> (Exit, String) {
     let err = Sink::default();
     let mut io = Io::new(Box::new(Closed), Box::new(err.clone()), now);
     (execute(World::Well, line, &mut io), err.text())

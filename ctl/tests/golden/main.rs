@@ -1,6 +1,8 @@
 //! Every command against a daemon with fixed answers, read as an operator or a script would: what
 //! was printed where, and the exit code. A change of a snapshot is a change of what users see.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 mod daemon;
 mod harness;
 
