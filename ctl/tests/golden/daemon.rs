@@ -1,12 +1,15 @@
 //! A daemon with fixed answers.
 
-use std::vec;
+use std::{io, vec};
 
 use jtnt_proto::admin::v1::{self as pb, verify_log_response::Event};
 use prost_types::{Duration, Timestamp};
-use tokio::io::DuplexStream;
-use tokio_stream::{Iter, StreamExt as _};
-use tonic::{Code, Request, Response, Status, transport::Server};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio_stream::{Iter, Stream, StreamExt as _};
+use tonic::{
+    Code, Request, Response, Status,
+    transport::{Server, server::Connected},
+};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -22,10 +25,19 @@ struct Fake(Mood);
 type Answer<T> = Result<Response<T>, Status>;
 type Many<T> = Iter<vec::IntoIter<Result<T, Status>>>;
 
+/// Serves one pipe.
 pub(crate) async fn serve(mood: Mood, pipe: DuplexStream) {
+    let once = tokio_stream::once(Ok(pipe));
+    serve_all(mood, once.chain(tokio_stream::pending())).await;
+}
+
+/// Serves whoever comes.
+pub(crate) async fn serve_all<C>(mood: Mood, incoming: impl Stream<Item = io::Result<C>>)
+where
+    C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
     let fake = Fake(mood);
     let (_reporter, health) = tonic_health::server::health_reporter();
-    let incoming = tokio_stream::once(Ok::<_, std::io::Error>(pipe)).chain(tokio_stream::pending());
     Server::builder()
         .add_service(health)
         .add_service(pb::agent_service_server::AgentServiceServer::new(fake))

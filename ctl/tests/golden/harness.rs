@@ -54,6 +54,27 @@ pub(crate) fn closed_pipe(line: &str) -> (Exit, String) {
     (execute(World::Well, line, &mut io), err.text())
 }
 
+/// The same as a transcript of a daemon that is well, through a socket in the file system.
+#[cfg(unix)]
+pub(crate) fn over_a_socket(line: &str) -> String {
+    let out = Sink::default();
+    let mut io = Io::new(Box::new(out.clone()), Box::new(out.clone()), now);
+    let mut cli = Cli::try_parse_from(["jtntctl"].into_iter().chain(line.split(' '))).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    cli.global.socket = jtntctl::Target::Socket(path.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let exit = runtime.block_on(async {
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
+        tokio::select! {
+            exit = run(cli.command, &cli.global, &mut io, &Standalone) => exit,
+            () = daemon::serve_all(Mood::Well, incoming) => panic!("the daemon ended"),
+        }
+    });
+    format!("$ jtntctl {line}\n{}[exit {}]\n\n", out.text(), exit.code())
+}
+
 fn execute(world: World, line: &str, io: &mut Io) -> Exit {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -171,6 +171,12 @@ fn colour_marks_words_and_a_terminal_gets_harmless_bytes() {
     assert_snapshot!(transcript(World::Terminal, &["jobs list", "health", "jobs logs job-1"]));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_unix_socket_gives_the_same_answers() {
+    assert_eq!(harness::over_a_socket("status"), transcript(World::Well, &["status"]));
+}
+
 #[test]
 fn a_reader_that_went_away_is_no_error() {
     assert_eq!(harness::closed_pipe("status"), (jtntctl::Exit::Done, String::new()));
