@@ -1,0 +1,343 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::connect::{DEFAULT_SOCKET, Target};
+
+/// Asks and steers the JTNT agent on this machine
+#[derive(Debug, Parser)]
+#[command(name = "jtntctl", version, propagate_version = false, max_term_width = 100)]
+#[command(after_help = EXIT_CODES)]
+pub struct Cli {
+    /// For every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The table of exit codes, for help texts.
+pub const EXIT_CODES: &str = "Exit codes: 0 yes or done, 1 the answer is no, 2 usage, \
+    3 no agent answers, 4 permission denied, 5 incomplete, 6 input or output failed";
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The agent's admin socket: a path, or http://HOST:PORT of a forwarded one
+    #[arg(long, global = true, env = "JTNT_SOCKET", hide_env_values = true)]
+    #[arg(value_name = "PATH|URL", default_value = DEFAULT_SOCKET, value_parser = Target::parse)]
+    pub socket: Target,
+    /// Text for people, or JSON for programs
+    #[arg(long, short, global = true, value_name = "FORMAT", default_value = "human")]
+    pub output: Output,
+    /// Seconds to wait for an answer
+    #[arg(long, global = true, value_name = "S", default_value_t = 30)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+    /// When to colour; auto is on a terminal unless NO_COLOR is set
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// For whom output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Tables and sentences.
+    Human,
+    /// One object, or one a line where items stream.
+    Json,
+}
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// How the agent is, on one screen
+    Status {
+        /// Show it again whenever it changes
+        #[arg(long, short)]
+        watch: bool,
+    },
+    /// The health checks; exit 1 when unhealthy
+    Health(Health),
+    /// Try the way to the hub step by step
+    TestConnection,
+    /// Versions of this program and of the daemon
+    Version,
+    /// The daemon's log
+    #[command(subcommand)]
+    Log(Log),
+    /// Who may do what
+    #[command(subcommand)]
+    Authz(Authz),
+    /// The client certificate
+    #[command(subcommand)]
+    Cert(Cert),
+    /// The policy in force, and what it says to a request
+    #[command(subcommand)]
+    Policy(Policy),
+    /// The audit log
+    #[command(subcommand)]
+    Audit(Audit),
+    /// Jobs in the agent's journal
+    #[command(subcommand)]
+    Jobs(Jobs),
+    /// Results that wait for the hub
+    #[command(subcommand)]
+    Cache(Cache),
+    /// Read the configuration and the identity again
+    Reload,
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory
+    Man {
+        /// Where; it must exist
+        dir: PathBuf,
+    },
+}
+
+/// `health`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Health {
+    /// Only ask whether the daemon answers at all
+    #[arg(long, conflicts_with = "ready")]
+    pub live: bool,
+    /// Only ask whether the daemon is ready to work
+    #[arg(long)]
+    pub ready: bool,
+}
+
+/// `log`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Log {
+    /// Show the log level, or set it until the next restart
+    Level {
+        /// The new level
+        level: Option<Level>,
+    },
+}
+
+/// A log level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// `authz`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Authz {
+    /// Tell whether a user may call a method, and why; exit 1 when not
+    Explain {
+        /// User name or numeric id
+        user: String,
+        /// Full name such as /jtnt.admin.v1.JobService/CancelJob; JobService/CancelJob does
+        method: String,
+    },
+}
+
+/// `cert`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Cert {
+    /// Dates, chain and key of the certificate; exit 1 when something is wrong
+    Check,
+    /// When and why it will be renewed
+    Plan,
+}
+
+/// `policy`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Policy {
+    /// Show the policy in force
+    Show,
+    /// Ask the hub for a newer one now
+    Refresh,
+    /// Would a program be allowed? Exit 1 when not
+    CheckExec {
+        /// The program
+        path: String,
+        /// Its arguments
+        #[arg(value_name = "ARG", trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+        /// What else the job would ask for
+        #[command(flatten)]
+        with: With,
+    },
+    /// Would a script be allowed? Exit 1 when not
+    CheckScript {
+        /// The script; read here, only its hash is sent
+        file: PathBuf,
+        /// Its arguments
+        #[arg(value_name = "ARG", trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+        /// The interpreter; taken from the script's #! line when absent
+        #[arg(long, value_name = "PATH")]
+        interpreter: Option<String>,
+        /// Id of a script-role key that endorsed it
+        #[arg(long = "signer", value_name = "KEYID")]
+        signers: Vec<String>,
+        /// What else the job would ask for
+        #[command(flatten)]
+        with: With,
+    },
+    /// Would a transfer be allowed? Exit 1 when not
+    CheckFile {
+        /// An upload reads, a download writes
+        access: Access,
+        /// The file
+        path: String,
+        /// Whom it would run as
+        #[arg(long, value_name = "USER")]
+        run_as: Option<String>,
+    },
+    /// Check a policy document before it is signed; needs no agent
+    Lint {
+        /// The document, JSON
+        file: PathBuf,
+    },
+}
+
+/// What a job would ask for besides its command.
+#[derive(Debug, Clone, Args)]
+pub struct With {
+    /// A variable the job would set
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = pair)]
+    pub env: Vec<(String, String)>,
+    /// Whom it would run as
+    #[arg(long, value_name = "USER")]
+    pub run_as: Option<String>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// What is done to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Access {
+    Read,
+    Write,
+}
+
+/// `audit`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Audit {
+    /// Show lines, oldest first
+    List {
+        /// Only lines since then: a time, a day, or 90s, 15m, 2h, 7d ago
+        #[arg(long, value_name = "T")]
+        since: Option<String>,
+        /// Only this event
+        #[arg(long, value_name = "E")]
+        event: Option<String>,
+        /// Only this job
+        #[arg(long, value_name = "ID")]
+        job: Option<String>,
+        /// Only lines that contain this text
+        #[arg(long, value_name = "TEXT")]
+        grep: Option<String>,
+        /// At most this many, the newest
+        #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+        limit: u32,
+    },
+    /// Show the last lines, then each new one
+    Tail {
+        /// How many old lines come first
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 10)]
+        lines: u32,
+    },
+    /// Check signatures, chain and sequence; exit 1 when tampered with, 5 when incomplete
+    ///
+    /// With --key the files are checked here, without any agent. Without it the agent is asked; then
+    /// a file is a bare name in its audit directory, and no file means all of them.
+    Verify {
+        /// Log files
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// The agent's audit.pub, to check files without an agent
+        #[arg(long, value_name = "FILE", requires = "files")]
+        key: Option<PathBuf>,
+    },
+    /// Remove files older than the retention
+    Clean,
+}
+
+/// `jobs`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Jobs {
+    /// List jobs, newest first
+    List {
+        /// At most this many
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
+        recent: u32,
+        /// Only this state
+        #[arg(long, value_name = "S")]
+        state: Option<State>,
+    },
+    /// Show one job
+    Show {
+        /// The job
+        id: String,
+    },
+    /// Print what a job wrote, its streams to ours
+    Logs {
+        /// The job
+        id: String,
+        /// Go on until the job ends
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Call a job off
+    Cancel {
+        /// The job
+        id: String,
+    },
+}
+
+/// State of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum State {
+    Queued,
+    Running,
+    Ok,
+    Failed,
+    Timeout,
+    Cancelled,
+    Interrupted,
+    Indeterminate,
+    Rejected,
+}
+
+/// `cache`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Cache {
+    /// What waits for the hub, and what could go
+    Status,
+    /// Remove what was delivered; never a result that waits
+    Clean,
+}

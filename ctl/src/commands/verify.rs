@@ -1,0 +1,184 @@
+//! `audit verify`: by the daemon over its own files, or here over any files with any key.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Read as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jtnt_proto::{
+    admin::v1::{self as pb, verify_log_response::Event},
+    audit::{MAX_LINE_BYTES, SealedLine},
+    audit_verify::Verifier,
+    key::PublicKey,
+};
+use tokio::time::Instant;
+
+use super::{policy::read, show};
+use crate::{
+    Exit, Failure,
+    output::audit::Report,
+    run::{Outcome, Session},
+};
+
+/// A public key is 44 characters; a file that holds more than this is none.
+const MAX_KEY_BYTES: u64 = 1024;
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Shorter work is done before a bar could be read.
+const QUIET: Duration = Duration::from_secs(1);
+
+pub(super) async fn run(
+    session: &mut Session<'_>,
+    files: Vec<PathBuf>,
+    key: Option<&Path>,
+) -> Outcome {
+    // A bare name is a file of the daemon's; a path is the caller's own.
+    let bare = |file: &PathBuf| file.components().count() == 1;
+    let report = match key {
+        Some(key) => here(session, files, Some(read_key(key)?))?,
+        None if !files.iter().all(bare) => here(session, files, None)?,
+        None => daemon(session, &files).await?,
+    };
+    show(session, &report, |color| report.text(color))?;
+    Ok(match report.verdict.as_str() {
+        "OK" => Exit::Done,
+        "INCOMPLETE" => Exit::Incomplete,
+        _ => Exit::No,
+    })
+}
+
+async fn daemon(session: &Session<'_>, files: &[PathBuf]) -> Result<Report, Failure> {
+    const WHAT: &str = "verify the audit log";
+    let channel = session.channel().map_err(|failure| match failure.exit {
+        Exit::Unreachable => failure.advise(
+            "without an agent: jtntctl audit verify /PATH/TO/audit-*.log --key /PATH/TO/audit.pub",
+        ),
+        Exit::Done | Exit::No | Exit::Usage | Exit::Denied | Exit::Incomplete | Exit::Io => failure,
+    })?;
+    let mut client = pb::audit_service_client::AuditServiceClient::new(channel);
+    let files = files.iter().map(|file| file.to_string_lossy().into_owned()).collect();
+    let mut stream = session.call(WHAT, client.verify_log(pb::VerifyLogRequest { files })).await?;
+    let mut bar = Bar::new(session, 0);
+    let mut report = Report::default();
+    while let Some(answer) = session.next(WHAT, &mut stream).await? {
+        match answer.event {
+            Some(Event::Progress(progress)) => bar.show(progress.bytes_done, progress.bytes_total),
+            Some(Event::Finding(finding)) => report.add(finding.into()),
+            Some(Event::Summary(summary)) => {
+                report.conclude(summary);
+                return Ok(report);
+            }
+            None => {}
+        }
+    }
+    Err(Failure::new(Exit::Incomplete, WHAT, "the daemon's answer ends before its verdict"))
+}
+
+fn here(
+    session: &Session<'_>,
+    files: Vec<PathBuf>,
+    key: Option<PublicKey>,
+) -> Result<Report, Failure> {
+    let files = in_order(files)?;
+    let total = files.iter().map(|file| file.bytes).sum();
+    let mut bar = Bar::new(session, total);
+    let mut verifier = Verifier::new(key);
+    let mut report = Report::default();
+    let mut done = 0;
+    for LogFile { path, .. } in files {
+        let fault = |error| Failure::file("read", &path, &error);
+        verifier.begin_file(&path.display().to_string());
+        let file = File::open(&path).map_err(fault)?;
+        let mut reader = BufReader::with_capacity(CHUNK_BYTES, file);
+        loop {
+            let chunk = reader.fill_buf().map_err(fault)?;
+            let n = chunk.len();
+            if n == 0 {
+                break;
+            }
+            verifier.feed(chunk).into_iter().for_each(|finding| report.add(finding.into()));
+            reader.consume(n);
+            done += u64::try_from(n).unwrap_or(0);
+            bar.show(done, total);
+        }
+        verifier.end_file().into_iter().for_each(|finding| report.add(finding.into()));
+    }
+    report.conclude_here(verifier.finish());
+    Ok(report)
+}
+
+struct LogFile {
+    first_seq: Option<u64>,
+    path: PathBuf,
+    bytes: u64,
+}
+
+/// The order of the log, whatever the order of the arguments; what has no number keeps its place
+/// at the end.
+fn in_order(paths: Vec<PathBuf>) -> Result<Vec<LogFile>, Failure> {
+    let mut files = Vec::new();
+    for path in paths {
+        let fault = |error| Failure::file("read", &path, &error);
+        let file = File::open(&path).map_err(fault)?;
+        let bytes = file.metadata().map_err(fault)?.len();
+        let limit = u64::try_from(MAX_LINE_BYTES).unwrap_or(u64::MAX) + 1;
+        let mut line = Vec::new();
+        BufReader::new(file).take(limit).read_until(b'\n', &mut line).map_err(fault)?;
+        let line = line.strip_suffix(b"\n").unwrap_or(&line);
+        let first_seq = SealedLine::parse(line).ok().map(|sealed| sealed.line.seq);
+        files.push(LogFile { first_seq, path, bytes });
+    }
+    files.sort_by_key(|file| file.first_seq.unwrap_or(u64::MAX));
+    Ok(files)
+}
+
+/// Reads `audit.pub`: one line of base64.
+fn read_key(path: &Path) -> Result<PublicKey, Failure> {
+    let bytes = read(path, MAX_KEY_BYTES)?;
+    std::str::from_utf8(&bytes).ok().and_then(|text| PublicKey::parse(text.trim())).ok_or_else(
+        || {
+            let why = "it is not 44 characters of base64 with an Ed25519 public key";
+            Failure::new(Exit::Usage, format!("take the key from {}", path.display()), why)
+                .advise("the agent writes it to audit/audit.pub in its data directory")
+        },
+    )
+}
+
+/// A bar that only a terminal sees, and only when there is time to look at it.
+struct Bar {
+    bar: ProgressBar,
+    shown: bool,
+    terminal: bool,
+    since: Instant,
+}
+
+impl Bar {
+    fn new(session: &Session<'_>, total: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+        let style = ProgressStyle::with_template(
+            "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+        );
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        let terminal = session.io.err_is_terminal && !session.json;
+        Self { bar, shown: false, terminal, since: Instant::now() }
+    }
+
+    fn show(&mut self, done: u64, total: u64) {
+        if self.terminal && !self.shown && self.since.elapsed() > QUIET {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.shown = true;
+        }
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

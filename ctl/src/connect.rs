@@ -1,0 +1,138 @@
+//! The way to the daemon: a Unix socket as a rule, a plain URL where one was forwarded.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{Exit, Failure};
+
+/// Where the daemon listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/jtnt-agent/admin.sock";
+/// Local peers answer at once or not at all.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a daemon is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A Unix socket.
+    Socket(PathBuf),
+    /// Plain HTTP/2, such as a forwarded port.
+    Url(String),
+}
+
+impl Target {
+    /// Reads `--socket`: a path, `unix:PATH`, `unix://PATH` or `http://HOST:PORT`.
+    ///
+    /// # Errors
+    /// For any other scheme.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return Ok(Self::Socket(path.into()));
+        }
+        match text.split_once("://") {
+            None if !text.is_empty() => Ok(Self::Socket(text.into())),
+            Some(("http", _)) => Ok(Self::Url(text.to_owned())),
+            _ => Err("expected a path, unix:PATH or http://HOST:PORT".to_owned()),
+        }
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// With exit code 3 when nobody listens, 4 when the caller may not.
+    pub async fn connect(&self) -> Result<Channel, Failure> {
+        match self {
+            Self::Socket(path) => unix(path).await,
+            Self::Url(url) => {
+                let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
+                    Failure::new(Exit::Usage, format!("use {url}"), error.to_string())
+                })?;
+                endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|error| {
+                    let why = cause(&error);
+                    Failure::new(Exit::Unreachable, format!("reach the agent at {url}"), why)
+                        .advise("is the port forwarded to a running agent?")
+                })
+            }
+        }
+    }
+}
+
+/// tonic's own text is "transport error"; what happened stands at the end of the chain.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+#[cfg(unix)]
+async fn unix(path: &Path) -> Result<Channel, Failure> {
+    use hyper_util::rt::TokioIo;
+
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::UnixStream::connect(path))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(|error| unreachable(path, &error))?;
+    // One connection, made here so that its failure has a name; a lost one is not made again.
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_| {
+        let stream = stream.take().ok_or(io::ErrorKind::ConnectionReset);
+        async move { stream.map_err(io::Error::from) }
+    });
+    Endpoint::from_static("http://localhost")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| {
+            let what = format!("speak to {}", path.display());
+            Failure::new(Exit::Unreachable, what, cause(&error))
+                .advise("is it the admin socket of a JTNT agent?")
+        })
+}
+
+#[cfg(not(unix))]
+async fn unix(path: &Path) -> Result<Channel, Failure> {
+    std::future::ready(Err(unreachable(path, &io::ErrorKind::Unsupported.into()))).await
+}
+
+fn unreachable(path: &Path, error: &io::Error) -> Failure {
+    let what = format!("reach the agent at {}", path.display());
+    let kind = error.kind();
+    if kind == io::ErrorKind::PermissionDenied {
+        return Failure::new(Exit::Denied, what, "you may not open the socket")
+            .advise("use sudo, or have an administrator open the socket's directory to you");
+    }
+    let why = if kind == io::ErrorKind::NotFound {
+        "there is no such socket, so no agent runs or it listens elsewhere".to_owned()
+    } else if kind == io::ErrorKind::ConnectionRefused {
+        "the socket is there, but no agent listens on it".to_owned()
+    } else {
+        error.to_string()
+    };
+    Failure::new(Exit::Unreachable, what, why)
+        .advise("sudo jtnt-agent service start, or name the socket with --socket PATH")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_urls_are_told_apart() {
+        let socket = |path: &str| Ok(Target::Socket(path.into()));
+        assert_eq!(Target::parse("/a/b.sock"), socket("/a/b.sock"));
+        assert_eq!(Target::parse("unix:/a"), socket("/a"));
+        assert_eq!(Target::parse("unix:///a"), socket("/a"));
+        let url = "http://127.0.0.1:1";
+        assert_eq!(Target::parse(url), Ok(Target::Url(url.into())));
+        for bad in ["", "https://x:1", "ftp://x"] {
+            assert!(Target::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Audit lines, and what a check of the log found.
+
+use jtnt_proto::{
+    admin::v1 as pb,
+    audit::Line,
+    audit_verify::{Finding as Found, Summary as Sum},
+};
+use serde::Serialize;
+
+use super::{
+    escape::clean,
+    table::{Table, Tone, toned, word},
+    time as human,
+};
+
+/// A line for people; bytes that are none are shown as they are, made harmless.
+pub(crate) fn line(raw: &[u8], color: bool) -> String {
+    let Ok(line) = serde_json::from_slice::<Line>(raw) else {
+        return format!("{}\n", clean(&String::from_utf8_lossy(raw)));
+    };
+    let tone = match line.status.as_deref() {
+        Some("success") | None => Tone::Plain,
+        Some("cancelled") => Tone::Warn,
+        Some(_) => Tone::Bad,
+    };
+    let status = word(&format!("{:<9}", line.status.as_deref().unwrap_or("-")), tone, color);
+    let who = line.caller.as_ref().and_then(|c| c.name.clone().or(c.uid.map(|u| u.to_string())));
+    let about = [
+        line.user.map(|user| format!("user={user}")),
+        who.map(|who| format!("caller={who}")),
+        line.job_id.map(|id| format!("job={id}")),
+        line.object.map(|object| format!("object={object}")),
+        line.command,
+    ];
+    let about = about.into_iter().flatten().collect::<Vec<_>>().join("  ");
+    let at = human::absolute(line.timestamp);
+    let text = format!("{:>7}  {at}  {:<16}", line.seq, clean(&line.event));
+    format!("{}\n", format!("{text}  {status}  {}", clean(&about)).trim_end())
+}
+
+/// A finding of a check.
+#[derive(Debug, Serialize)]
+pub(crate) struct Finding {
+    verdict: String,
+    file: String,
+    line: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seq: Option<u64>,
+    message: String,
+}
+
+impl From<pb::Finding> for Finding {
+    fn from(f: pb::Finding) -> Self {
+        Self { verdict: f.verdict, file: f.file, line: f.line, seq: f.seq, message: f.message }
+    }
+}
+
+impl From<Found> for Finding {
+    fn from(f: Found) -> Self {
+        let verdict = f.verdict.name().to_owned();
+        Self { verdict, file: f.file, line: f.line, seq: f.seq, message: f.message }
+    }
+}
+
+/// The JSON of `audit verify`.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    /// OK, TAMPERED or INCOMPLETE.
+    pub(crate) verdict: String,
+    lines: u64,
+    files: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_seq: Option<u64>,
+    unknown: Vec<String>,
+    pub(crate) findings: Vec<Finding>,
+    /// Findings beyond those listed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) more_findings: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+impl Report {
+    /// The most findings a report lists; a log without a true line has one for every line.
+    const MAX_FINDINGS: usize = 1_000;
+
+    pub(crate) fn add(&mut self, finding: Finding) {
+        if self.findings.len() < Self::MAX_FINDINGS {
+            self.findings.push(finding);
+        } else {
+            self.more_findings += 1;
+        }
+    }
+
+    pub(crate) fn conclude(&mut self, s: pb::VerifySummary) {
+        self.verdict = s.verdict;
+        (self.lines, self.files) = (s.lines, s.files);
+        (self.first_seq, self.last_seq) = (s.first_seq, s.last_seq);
+        self.unknown = s.unknown;
+    }
+
+    pub(crate) fn conclude_here(&mut self, s: Sum) {
+        self.verdict = s.verdict.name().to_owned();
+        (self.lines, self.files) = (s.lines, s.files);
+        (self.first_seq, self.last_seq) = (s.first_seq, s.last_seq);
+        self.unknown = s.unknown;
+    }
+
+    /// The report for people.
+    pub(crate) fn text(&self, color: bool) -> String {
+        let mut out = String::new();
+        if !self.findings.is_empty() {
+            let mut table = Table::new(&["VERDICT", "FILE", "LINE", "SEQ", "WHAT"]);
+            for f in &self.findings {
+                let seq = f.seq.map_or_else(|| "-".to_owned(), |seq| seq.to_string());
+                table.row([
+                    toned(&f.verdict, Tone::Bad),
+                    f.file.as_str().into(),
+                    f.line.to_string().into(),
+                    seq.into(),
+                    f.message.as_str().into(),
+                ]);
+            }
+            out.push_str(&table.render(color));
+            if self.more_findings > 0 {
+                out.push_str(&format!("and {} more\n", self.more_findings));
+            }
+            out.push('\n');
+        }
+        let tone = match self.verdict.as_str() {
+            "OK" => Tone::Good,
+            "INCOMPLETE" => Tone::Warn,
+            _ => Tone::Bad,
+        };
+        let seqs = match (self.first_seq, self.last_seq) {
+            (Some(first), Some(last)) => format!(", seq {first} to {last}"),
+            _ => String::new(),
+        };
+        let (lines, files) = (self.lines, self.files);
+        let verdict = word(&self.verdict, tone, color);
+        let s = |n| if n == 1 { "" } else { "s" };
+        let size = format!("{lines} line{} in {files} file{}", s(lines), s(files));
+        out.push_str(&format!("{verdict}: {size}{seqs}\n"));
+        for unknown in &self.unknown {
+            out.push_str(&format!("not known: {}\n", clean(unknown)));
+        }
+        out
+    }
+}
+
+/// The JSON of `audit clean`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Cleaned<'a> {
+    removed: &'a [String],
+    bytes: u64,
+}
+
+impl<'a> From<&'a pb::CleanLogResponse> for Cleaned<'a> {
+    fn from(c: &'a pb::CleanLogResponse) -> Self {
+        Self { removed: &c.removed, bytes: c.bytes }
+    }
+}
+
+pub(crate) fn cleaned(c: &pb::CleanLogResponse) -> String {
+    if c.removed.is_empty() {
+        return "nothing is older than the retention\n".to_owned();
+    }
+    let names: String = c.removed.iter().map(|name| format!("removed {}\n", clean(name))).collect();
+    format!("{names}{} freed\n", human::bytes(c.bytes))
+}

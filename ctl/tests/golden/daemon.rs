@@ -1,0 +1,517 @@
+//! A daemon with fixed answers.
+
+use std::{io, vec};
+
+use jtnt_proto::admin::v1::{self as pb, verify_log_response::Event};
+use prost_types::{Duration, Timestamp};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio_stream::{Iter, Stream, StreamExt as _};
+use tonic::{
+    Code, Request, Response, Status,
+    transport::{Server, server::Connected},
+};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Mood {
+    Well,
+    Refusing,
+    Silent,
+}
+
+#[derive(Clone, Copy)]
+struct Fake(Mood);
+
+type Answer<T> = Result<Response<T>, Status>;
+type Many<T> = Iter<vec::IntoIter<Result<T, Status>>>;
+
+/// Serves one pipe.
+pub(crate) async fn serve(mood: Mood, pipe: DuplexStream) {
+    let once = tokio_stream::once(Ok(pipe));
+    serve_all(mood, once.chain(tokio_stream::pending())).await;
+}
+
+/// Serves whoever comes.
+pub(crate) async fn serve_all<C>(mood: Mood, incoming: impl Stream<Item = io::Result<C>>)
+where
+    C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let fake = Fake(mood);
+    let (_reporter, health) = tonic_health::server::health_reporter();
+    Server::builder()
+        .add_service(health)
+        .add_service(pb::agent_service_server::AgentServiceServer::new(fake))
+        .add_service(pb::cert_service_server::CertServiceServer::new(fake))
+        .add_service(pb::policy_service_server::PolicyServiceServer::new(fake))
+        .add_service(pb::audit_service_server::AuditServiceServer::new(fake))
+        .add_service(pb::job_service_server::JobServiceServer::new(fake))
+        .add_service(pb::cache_service_server::CacheServiceServer::new(fake))
+        .serve_with_incoming(incoming)
+        .await
+        .unwrap();
+}
+
+impl Fake {
+    async fn one<T>(self, answer: T) -> Answer<T> {
+        match self.0 {
+            Mood::Well => Ok(Response::new(answer)),
+            Mood::Refusing => {
+                let details = ErrorDetails::with_error_info("ROLE_MISSING", "jtnt", []);
+                let message = "uid 1000 has the role read, operate is needed";
+                Err(Status::with_error_details(Code::PermissionDenied, message, details))
+            }
+            Mood::Silent => std::future::pending().await,
+        }
+    }
+
+    async fn many<T>(self, answers: Vec<T>) -> Answer<Many<T>> {
+        let answers: Vec<_> = answers.into_iter().map(Ok).collect();
+        self.one(tokio_stream::iter(answers)).await
+    }
+}
+
+/// Noon of 2026-01-02 and so many seconds.
+fn at(seconds: i64) -> Option<Timestamp> {
+    Some(Timestamp { seconds: 1_767_355_200 + seconds, nanos: 0 })
+}
+
+fn took(millis: i32) -> Option<Duration> {
+    Some(Duration { seconds: 0, nanos: millis * 1_000_000 })
+}
+
+const DAY: i64 = 86_400;
+
+fn status() -> pb::Status {
+    pb::Status {
+        agent_id: "1f3a5c77-0000-8000-8000-000000000001".into(),
+        version: "0.1.0".into(),
+        started_at: at(-3 * DAY),
+        enrolled: true,
+        hub_url: "https://hub.example:8443".into(),
+        hub: Some(pb::HubStatus {
+            connected: false,
+            last_success_at: at(-600),
+            last_error: "connection refused \u{202e}evil\x1b[2J".into(),
+            breaker: pb::BreakerState::Open.into(),
+            next_attempt_at: at(45),
+            clock_offset: took(250),
+            key_exchange: "X25519MLKEM768".into(),
+        }),
+        certificate: Some(pb::CertStatus {
+            serial: "0a1b2c".into(),
+            not_before: at(-345 * DAY),
+            not_after: at(20 * DAY),
+            expires_in_days: 20,
+        }),
+        policy: Some(pb::PolicyStatus {
+            version: 7,
+            policy_id: "p-7".into(),
+            expires_at: at(10 * DAY),
+            expired: false,
+            mode: "enforce".into(),
+            require_enforcement: "full".into(),
+        }),
+        jobs: Some(pb::JobStatus { queued: 1, running: 2, pending_results: 3 }),
+        audit: Some(pb::AuditStatus {
+            log_id: "L1".into(),
+            size: 1234,
+            writable: true,
+            last_error: String::new(),
+        }),
+        disk: Some(pb::DiskStatus { total_bytes: 1 << 40, used_bytes: 1 << 39 }),
+        root: Some(pb::RootStatus {
+            version: 1,
+            source: "trusted_hub".into(),
+            expires_at: at(300 * DAY),
+        }),
+        enforcement: "partial[uid]".into(),
+        advice: vec![pb::Advice {
+            reason: "HUB_UNREACHABLE".into(),
+            message: "the hub does not answer".into(),
+            command: "jtntctl test-connection".into(),
+        }],
+        labels: [("site".to_owned(), "berlin".to_owned())].into(),
+        now: at(0),
+    }
+}
+
+#[tonic::async_trait]
+impl pb::agent_service_server::AgentService for Fake {
+    type WatchStatusStream = Many<pb::WatchStatusResponse>;
+
+    async fn get_status(&self, _: Request<pb::GetStatusRequest>) -> Answer<pb::GetStatusResponse> {
+        self.one(pb::GetStatusResponse { status: Some(status()) }).await
+    }
+
+    async fn watch_status(
+        &self,
+        _: Request<pb::WatchStatusRequest>,
+    ) -> Answer<Self::WatchStatusStream> {
+        let fresh = pb::Status { version: "0.1.0".into(), now: at(0), ..pb::Status::default() };
+        let later = pb::Status { enrolled: true, hub_url: "https://hub".into(), ..fresh.clone() };
+        let answers = [fresh, later].map(|s| pb::WatchStatusResponse { status: Some(s) });
+        self.many(answers.into()).await
+    }
+
+    async fn get_health(&self, _: Request<pb::GetHealthRequest>) -> Answer<pb::GetHealthResponse> {
+        let check = |status: &str, message: &str, expires_in_days| pb::HealthCheck {
+            status: status.into(),
+            message: message.into(),
+            expires_in_days,
+        };
+        let checks = [
+            ("hub_connection", check("fail", "no heartbeat for 600s", None)),
+            ("certificates", check("warn", "certificate expires in 20 days", Some(20))),
+            ("enrolled", check("pass", "agent enrolled", None)),
+        ];
+        self.one(pb::GetHealthResponse {
+            status: "unhealthy".into(),
+            timestamp: at(0),
+            checks: checks.map(|(name, check)| (name.to_owned(), check)).into(),
+            version: "0.1.0".into(),
+            agent_id: String::new(),
+        })
+        .await
+    }
+
+    async fn get_version(
+        &self,
+        _: Request<pb::GetVersionRequest>,
+    ) -> Answer<pb::GetVersionResponse> {
+        let api_version = "jtnt.admin.v1".into();
+        self.one(pb::GetVersionResponse { api_version, version: "0.1.1".into() }).await
+    }
+
+    async fn test_connection(
+        &self,
+        _: Request<pb::TestConnectionRequest>,
+    ) -> Answer<pb::TestConnectionResponse> {
+        let dns = pb::ConnectionStep {
+            name: "dns".into(),
+            ok: true,
+            detail: "hub.example is 192.0.2.1".into(),
+            took: took(12),
+            ..pb::ConnectionStep::default()
+        };
+        let tcp = pb::ConnectionStep {
+            name: "tcp".into(),
+            detail: "connection refused".into(),
+            reason: "TCP_REFUSED".into(),
+            advice: "is the hub running, and is port 8443 open?".into(),
+            ..pb::ConnectionStep::default()
+        };
+        self.one(pb::TestConnectionResponse { steps: vec![dns, tcp], ok: false }).await
+    }
+
+    async fn get_log_level(
+        &self,
+        _: Request<pb::GetLogLevelRequest>,
+    ) -> Answer<pb::GetLogLevelResponse> {
+        self.one(pb::GetLogLevelResponse { level: "info".into() }).await
+    }
+
+    async fn set_log_level(
+        &self,
+        _: Request<pb::SetLogLevelRequest>,
+    ) -> Answer<pb::SetLogLevelResponse> {
+        self.one(pb::SetLogLevelResponse { previous: "info".into() }).await
+    }
+
+    async fn reload(&self, _: Request<pb::ReloadRequest>) -> Answer<pb::ReloadResponse> {
+        let changed = vec!["log_level".into(), "labels".into()];
+        let needs_restart = vec!["data_dir".into()];
+        self.one(pb::ReloadResponse { changed, needs_restart }).await
+    }
+
+    async fn explain_authz(
+        &self,
+        request: Request<pb::ExplainAuthzRequest>,
+    ) -> Answer<pb::ExplainAuthzResponse> {
+        let pb::ExplainAuthzRequest { user, method } = request.into_inner();
+        self.one(pb::ExplainAuthzResponse {
+            allowed: false,
+            user_role: "read".into(),
+            needed_role: "operate".into(),
+            why: format!("{user} is in a reader group; {method} needs more"),
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl pb::cert_service_server::CertService for Fake {
+    async fn get_certificate(
+        &self,
+        _: Request<pb::GetCertificateRequest>,
+    ) -> Answer<pb::GetCertificateResponse> {
+        self.one(pb::GetCertificateResponse {
+            serial: "0a1b2c".into(),
+            subject: "CN=agent".into(),
+            issuer: "CN=hub".into(),
+            not_before: at(-DAY),
+            not_after: at(-3600),
+            expires_in_days: 0,
+            status: "fail".into(),
+            chain_ok: true,
+            key_matches: false,
+            problems: vec!["the key belongs to another certificate".into()],
+            path: "/var/lib/jtnt-agent/certs/client.crt".into(),
+        })
+        .await
+    }
+
+    async fn plan_renewal(
+        &self,
+        _: Request<pb::PlanRenewalRequest>,
+    ) -> Answer<pb::PlanRenewalResponse> {
+        self.one(pb::PlanRenewalResponse {
+            renew_at: at(5 * DAY),
+            rule: pb::RenewalRule::ThirtyDays.into(),
+            why: "30 days before it expires".into(),
+            not_after: at(35 * DAY),
+        })
+        .await
+    }
+}
+
+const DOCUMENT: &str = r#"{"policy_id":"p-7","version":7,"issued_at":"2026-01-01T00:00:00Z",
+"expires_at":"2026-01-12T00:00:00Z","audience":{"root_id":"r"},
+"exec":[{"id":"uptime","effect":"allow","path":"/usr/bin/uptime"},
+{"id":"svc","effect":"allow","path":"/usr/bin/systemctl","args":["status",{"match":"[a-z]+"}],"run_as":"root"}],
+"script":[{"id":"any","effect":"deny","interpreter":"/bin/sh","args":"any"}],
+"file":[{"id":"logs","effect":"allow","access":["read"],"path":"/var/log/**"}]}"#;
+
+impl Fake {
+    async fn decide(self, path: String, run_as: String, allowed: bool) -> Answer<pb::Decision> {
+        let why = "its path is another".into();
+        self.one(pb::Decision {
+            allowed,
+            reason: if allowed { "ALLOWED" } else { "NO_RULE" }.into(),
+            message: if allowed { "" } else { "no rule allows it" }.into(),
+            rule: if allowed { "uptime" } else { "" }.into(),
+            canonical_path: path,
+            sha256: String::new(),
+            considered: vec![pb::Considered { rule: "svc".into(), why }],
+            monitored: false,
+            enforcement: "full".into(),
+            policy_version: 7,
+            run_as,
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl pb::policy_service_server::PolicyService for Fake {
+    async fn get_policy(&self, _: Request<pb::GetPolicyRequest>) -> Answer<pb::GetPolicyResponse> {
+        self.one(pb::GetPolicyResponse {
+            version: 7,
+            policy_id: "p-7".into(),
+            issued_at: at(-DAY),
+            expires_at: at(10 * DAY),
+            expired: false,
+            mode: "enforce".into(),
+            require_enforcement: "full".into(),
+            enforcement: "full".into(),
+            document: DOCUMENT.into(),
+            baseline: vec!["/usr is readable and executable".into()],
+            signed_by: vec!["aa".repeat(32)],
+        })
+        .await
+    }
+
+    async fn refresh_policy(
+        &self,
+        _: Request<pb::RefreshPolicyRequest>,
+    ) -> Answer<pb::RefreshPolicyResponse> {
+        self.one(pb::RefreshPolicyResponse { version: 8, changed: true }).await
+    }
+
+    async fn check_exec(
+        &self,
+        request: Request<pb::CheckExecRequest>,
+    ) -> Answer<pb::CheckExecResponse> {
+        let r = request.into_inner();
+        // The command line arrives word by word.
+        assert!(r.path != "/usr/bin/rm" || r.args == ["-rf", "/", "--output", "json"]);
+        let allowed = r.path == "/usr/bin/uptime";
+        let decision = self.decide(r.path, r.run_as, allowed).await?.into_inner();
+        Ok(Response::new(pb::CheckExecResponse { decision: Some(decision) }))
+    }
+
+    async fn check_script(
+        &self,
+        request: Request<pb::CheckScriptRequest>,
+    ) -> Answer<pb::CheckScriptResponse> {
+        let r = request.into_inner();
+        let decision = self.decide(r.interpreter, r.run_as, true).await?.into_inner();
+        let decision = Some(pb::Decision { sha256: r.sha256, ..decision });
+        Ok(Response::new(pb::CheckScriptResponse { decision }))
+    }
+
+    async fn check_file(
+        &self,
+        request: Request<pb::CheckFileRequest>,
+    ) -> Answer<pb::CheckFileResponse> {
+        let r = request.into_inner();
+        let allowed = r.access() == pb::FileAccess::Write;
+        let decision = self.decide(r.path, r.run_as, allowed).await?.into_inner();
+        Ok(Response::new(pb::CheckFileResponse { decision: Some(decision) }))
+    }
+}
+
+const LINES: [&str; 2] = [
+    r#"{"timestamp":"2026-01-02T11:00:00Z","type":"audit","event":"startup","agent_id":"a","seq":0,"prev":"AA=="}"#,
+    r#"{"timestamp":"2026-01-02T11:30:00Z","type":"audit","event":"job_executed","agent_id":"a","job_id":"job-1","command":"/bin/echo \u001b[2J","status":"error","user":"nobody","caller":{"uid":0},"seq":1,"prev":"AA=="}"#,
+];
+
+#[tonic::async_trait]
+impl pb::audit_service_server::AuditService for Fake {
+    type ListLinesStream = Many<pb::ListLinesResponse>;
+    type TailLinesStream = Many<pb::TailLinesResponse>;
+    type VerifyLogStream = Many<pb::VerifyLogResponse>;
+
+    async fn list_lines(
+        &self,
+        request: Request<pb::ListLinesRequest>,
+    ) -> Answer<Self::ListLinesStream> {
+        let r = request.into_inner();
+        assert_eq!(r.since, if r.event.is_empty() { None } else { at(-7200) });
+        let lines = LINES.iter().filter(|l| l.contains(&r.event));
+        self.many(lines.map(|l| pb::ListLinesResponse { line: (*l).into() }).collect()).await
+    }
+
+    async fn tail_lines(&self, _: Request<pb::TailLinesRequest>) -> Answer<Self::TailLinesStream> {
+        self.many(vec![pb::TailLinesResponse { line: LINES[1].into() }]).await
+    }
+
+    async fn verify_log(&self, _: Request<pb::VerifyLogRequest>) -> Answer<Self::VerifyLogStream> {
+        let events = [
+            Event::Progress(pb::VerifyProgress { bytes_done: 1, bytes_total: 2 }),
+            Event::Finding(pb::Finding {
+                verdict: "CHAIN".into(),
+                file: "audit-2026-01-02.log".into(),
+                line: 3,
+                seq: Some(2),
+                message: "it does not follow".into(),
+            }),
+            Event::Summary(pb::VerifySummary {
+                verdict: "TAMPERED".into(),
+                lines: 9,
+                files: 1,
+                first_seq: Some(0),
+                last_seq: Some(8),
+                unknown: vec!["whether lines were cut off".into()],
+            }),
+        ];
+        self.many(events.map(|e| pb::VerifyLogResponse { event: Some(e) }).into()).await
+    }
+
+    async fn clean_log(&self, _: Request<pb::CleanLogRequest>) -> Answer<pb::CleanLogResponse> {
+        let removed = vec!["audit-2025-11-01.log".into()];
+        self.one(pb::CleanLogResponse { removed, bytes: 4096 }).await
+    }
+}
+
+fn job(id: &str, state: pb::JobState) -> pb::Job {
+    pb::Job {
+        job_id: id.into(),
+        r#type: "exec".into(),
+        state: state.into(),
+        command: "/bin/echo \u{202e}hello".into(),
+        user: "nobody".into(),
+        received_at: at(-300),
+        started_at: at(-299),
+        finished_at: at(-298),
+        duration: took(234),
+        exit_code: Some(3),
+        reason: "EXIT_CODE".into(),
+        message: "ended with exit code 3".into(),
+        rule: "echo".into(),
+        policy_version: 7,
+        enforcement: "full".into(),
+        delivered: true,
+        attempt: 1,
+        stdout_bytes: 2048,
+        expires_at: at(3600),
+        ..pb::Job::default()
+    }
+}
+
+#[tonic::async_trait]
+impl pb::job_service_server::JobService for Fake {
+    type ReadLogsStream = Many<pb::ReadLogsResponse>;
+    type WatchJobsStream = Many<pb::WatchJobsResponse>;
+
+    async fn list_jobs(
+        &self,
+        request: Request<pb::ListJobsRequest>,
+    ) -> Answer<pb::ListJobsResponse> {
+        let waiting = pb::Job {
+            job_id: "job-2".into(),
+            r#type: "script".into(),
+            state: pb::JobState::Queued.into(),
+            received_at: at(-5),
+            ..pb::Job::default()
+        };
+        let wanted = request.into_inner().state();
+        let mut jobs = vec![waiting, job("job-1", pb::JobState::Failed)];
+        jobs.retain(|j| wanted == pb::JobState::Unspecified || j.state() == wanted);
+        self.one(pb::ListJobsResponse { jobs }).await
+    }
+
+    async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Answer<pb::GetJobResponse> {
+        match request.into_inner().job_id.as_str() {
+            "none" => {
+                let details = ErrorDetails::with_error_info("JOB_NOT_FOUND", "jtnt", []);
+                Err(Status::with_error_details(Code::NotFound, "no such job", details))
+            }
+            id => self.one(pb::GetJobResponse { job: Some(job(id, pb::JobState::Failed)) }).await,
+        }
+    }
+
+    async fn read_logs(&self, _: Request<pb::ReadLogsRequest>) -> Answer<Self::ReadLogsStream> {
+        let chunk = |stream: pb::Stream, data: &[u8], offset| pb::ReadLogsResponse {
+            stream: stream.into(),
+            data: data.into(),
+            offset,
+        };
+        self.many(vec![
+            chunk(pb::Stream::Stdout, b"caf\xc3", 0),
+            chunk(pb::Stream::Stdout, b"\xa9 \x1b[31mred\n", 4),
+            chunk(pb::Stream::Stderr, b"warning\n", 0),
+        ])
+        .await
+    }
+
+    async fn cancel_job(&self, _: Request<pb::CancelJobRequest>) -> Answer<pb::CancelJobResponse> {
+        self.one(pb::CancelJobResponse { state: pb::JobState::Cancelled.into() }).await
+    }
+
+    async fn watch_jobs(&self, _: Request<pb::WatchJobsRequest>) -> Answer<Self::WatchJobsStream> {
+        self.many(Vec::new()).await
+    }
+}
+
+#[tonic::async_trait]
+impl pb::cache_service_server::CacheService for Fake {
+    async fn get_cache(&self, _: Request<pb::GetCacheRequest>) -> Answer<pb::GetCacheResponse> {
+        self.one(pb::GetCacheResponse {
+            pending_results: 3,
+            pending_bytes: 4096,
+            oldest_pending_at: at(-7200),
+            max_bytes: 1 << 30,
+            delivered_jobs: 12,
+            delivered_bytes: 1 << 20,
+        })
+        .await
+    }
+
+    async fn clean_cache(
+        &self,
+        _: Request<pb::CleanCacheRequest>,
+    ) -> Answer<pb::CleanCacheResponse> {
+        let (removed_jobs, removed_bytes, kept_pending) = (12, 1 << 20, 3);
+        self.one(pb::CleanCacheResponse { removed_jobs, removed_bytes, kept_pending }).await
+    }
+}

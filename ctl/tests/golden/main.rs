@@ -1,0 +1,188 @@
+//! Every command against a daemon with fixed answers, read as an operator or a script would: what
+//! was printed where, and the exit code. A change of a snapshot is a change of what users see.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod daemon;
+mod harness;
+
+use clap::CommandFactory as _;
+use harness::{World, transcript};
+use insta::assert_snapshot;
+
+#[test]
+fn help_of_every_command() {
+    fn collect(command: &mut clap::Command, path: &str, out: &mut String) {
+        out.push_str(&format!("$ {path} --help\n{}\n", command.render_long_help()));
+        let subs: Vec<String> = command
+            .get_subcommands()
+            .map(|c| c.get_name().to_owned())
+            .filter(|n| n != "help")
+            .collect();
+        for name in subs {
+            let sub = command.find_subcommand_mut(&name).unwrap();
+            collect(sub, &format!("{path} {name}"), out);
+        }
+    }
+    let mut cli = jtntctl::Cli::command().term_width(100).mut_args(|arg| {
+        // The globals are the same everywhere; once is enough to read.
+        if arg.is_global_set() { arg.hide(true) } else { arg }
+    });
+    let mut out = format!("{}\n", jtntctl::Cli::command().term_width(100).render_long_help());
+    cli.build();
+    collect(&mut cli, "jtntctl", &mut out);
+    assert_snapshot!(out);
+}
+
+#[test]
+fn agent() {
+    assert_snapshot!(transcript(
+        World::Well,
+        &[
+            "status",
+            "status -o json",
+            "status --watch",
+            "status --watch -o json",
+            "health",
+            "health -o json",
+            "health --live",
+            "health --ready -o json",
+            "test-connection",
+            "test-connection -o json",
+            "version",
+            "version -o json",
+            "log level",
+            "log level debug",
+            "log level debug -o json",
+            "authz explain alice JobService/CancelJob",
+            "authz explain alice JobService/CancelJob -o json",
+            "reload",
+            "reload -o json",
+        ]
+    ));
+}
+
+#[test]
+fn cert() {
+    assert_snapshot!(transcript(
+        World::Well,
+        &["cert check", "cert check -o json", "cert plan", "cert plan -o json"]
+    ));
+}
+
+#[test]
+fn policy() {
+    assert_snapshot!(transcript(
+        World::Well,
+        &[
+            "policy show",
+            "policy show -o json",
+            "policy refresh",
+            "policy refresh -o json",
+            "policy check-exec /usr/bin/uptime",
+            "policy check-exec --run-as root /usr/bin/rm -rf / --output json",
+            "policy check-file read /etc/shadow",
+            "policy check-file -o json write /tmp/x",
+        ]
+    ));
+}
+
+#[test]
+fn audit() {
+    assert_snapshot!(transcript(
+        World::Well,
+        &[
+            "audit list --since 2h --event startup",
+            "audit list -o json",
+            "audit list --since yesterday",
+            "audit tail -n 1",
+            "audit verify",
+            "audit verify -o json",
+            "audit clean",
+            "audit clean -o json",
+        ]
+    ));
+}
+
+#[test]
+fn jobs() {
+    assert_snapshot!(transcript(
+        World::Well,
+        &[
+            "jobs list --recent 10",
+            "jobs list --state failed -o json",
+            "jobs show job-1",
+            "jobs show job-1 -o json",
+            "jobs show none",
+            "jobs logs job-1",
+            "jobs logs job-1 --follow -o json",
+            "jobs cancel job-1",
+            "jobs cancel job-1 -o json",
+        ]
+    ));
+}
+
+#[test]
+fn cache() {
+    assert_snapshot!(transcript(
+        World::Well,
+        &["cache status", "cache status -o json", "cache clean", "cache clean -o json"]
+    ));
+}
+
+const ONE_OF_EACH: [&str; 21] = [
+    "status",
+    "status --watch",
+    "health",
+    "test-connection",
+    "version",
+    "log level",
+    "authz explain a b",
+    "reload",
+    "cert check",
+    "cert plan",
+    "policy show",
+    "policy refresh",
+    "policy check-exec /x",
+    "policy check-file read /x",
+    "audit list",
+    "audit verify",
+    "audit clean",
+    "jobs list",
+    "jobs logs j",
+    "cache status",
+    "cache clean",
+];
+
+#[test]
+fn what_a_refused_caller_reads() {
+    assert_snapshot!(transcript(World::Refusing, &ONE_OF_EACH));
+}
+
+#[test]
+fn what_a_caller_reads_where_no_agent_runs() {
+    let out = transcript(World::Absent, &ONE_OF_EACH);
+    assert_eq!(out.matches("exit 3").count(), ONE_OF_EACH.len(), "{out}");
+    assert_snapshot!(transcript(World::Absent, &["status", "version", "audit verify"]));
+}
+
+#[test]
+fn colour_marks_words_and_a_terminal_gets_harmless_bytes() {
+    assert_snapshot!(transcript(World::Terminal, &["jobs list", "health", "jobs logs job-1"]));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_unix_socket_gives_the_same_answers() {
+    assert_eq!(harness::over_a_socket("status"), transcript(World::Well, &["status"]));
+}
+
+#[test]
+fn a_reader_that_went_away_is_no_error() {
+    assert_eq!(harness::closed_pipe("status"), (jtntctl::Exit::Done, String::new()));
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_given_up() {
+    assert_snapshot!(transcript(World::Silent, &["status --timeout 2", "jobs list --timeout 2"]));
+}

@@ -1,0 +1,476 @@
+//! Checks an audit log: signatures, chain, sequence, torn tail. Bytes go in, findings come out.
+//!
+//! The check streams: whatever the size of the log, it keeps one line, the hashes of the last
+//! [`REMEMBERED`] lines and a few words. It reads no file and knows no clock, so that agent,
+//! command line and hub give the same verdict over the same bytes.
+//!
+//! What it cannot do is see what is not there: a log cut off after a whole line is a valid shorter
+//! log. Only a checkpoint that somebody else kept tells them apart, and every [`Summary`] says so.
+
+use std::{collections::BTreeMap, fmt};
+
+use crate::{
+    audit::{Event, Line, MAX_LINE_BYTES, SealedLine, ZERO, prev_text},
+    bytes::{Hash, from_base64},
+    key::PublicKey,
+};
+
+/// What a new key signs to accept a log begins with this.
+pub const ACCEPTANCE_DOMAIN: &str = "jtnt-audit-key/v1";
+/// How many hashes are kept to tell a copied line from a forked one.
+pub const REMEMBERED: usize = 1024;
+/// The most sentences a [`Summary`] holds in `unknown`.
+const MAX_UNKNOWN: usize = 32;
+
+/// What a new audit key signs to take a log over: [`ACCEPTANCE_DOMAIN`], the agent's id, the `seq`
+/// and the `prev` of the `key_rotated` line, and the new key, each on a line of its own that ends
+/// in LF. The base64 of that signature stands in the line's `details.acceptance`, the new key in
+/// `details.public_key`; the line itself is signed by the old key. `prev` binds all history, so
+/// the new key vouches for exactly the log it was given.
+#[must_use]
+pub fn acceptance_message(agent_id: &str, seq: u64, prev: &str, new_key: &PublicKey) -> Vec<u8> {
+    format!("{ACCEPTANCE_DOMAIN}\n{agent_id}\n{seq}\n{prev}\n{new_key}\n").into_bytes()
+}
+
+/// What is the matter at one place of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Flaw {
+    /// The key did not sign these bytes.
+    BadSignature,
+    /// `prev` is not the hash of the line before.
+    Chain,
+    /// Lines are missing before this one.
+    SeqGap,
+    /// The line stands here for the second time, or out of its order.
+    Duplicate,
+    /// The last line is not whole: a crash, or somebody cut it.
+    TornTail,
+    /// The log is shorter than a checkpoint says. Found by who compares with a checkpoint.
+    Truncated,
+    /// Two signed lines claim the same place.
+    Fork,
+    /// No key is known that could check this.
+    UnknownKey,
+    /// Lines are gone, as a prune record says.
+    Pruned,
+    /// No checkpoint covers this. Found by who compares with a checkpoint.
+    Unanchored,
+    /// The bytes are no audit line.
+    Malformed,
+}
+
+impl Flaw {
+    /// The stable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BadSignature => "BAD_SIGNATURE",
+            Self::Chain => "CHAIN",
+            Self::SeqGap => "SEQ_GAP",
+            Self::Duplicate => "DUPLICATE",
+            Self::TornTail => "TORN_TAIL",
+            Self::Truncated => "TRUNCATED",
+            Self::Fork => "FORK",
+            Self::UnknownKey => "UNKNOWN_KEY",
+            Self::Pruned => "PRUNED",
+            Self::Unanchored => "UNANCHORED",
+            Self::Malformed => "MALFORMED",
+        }
+    }
+
+    /// Whether it alone shows that somebody changed the log.
+    fn is_tampering(self) -> bool {
+        match self {
+            Self::BadSignature
+            | Self::Chain
+            | Self::SeqGap
+            | Self::Duplicate
+            | Self::Truncated
+            | Self::Fork
+            | Self::Malformed => true,
+            Self::TornTail | Self::UnknownKey | Self::Pruned | Self::Unanchored => false,
+        }
+    }
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A flaw and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is.
+    pub verdict: Flaw,
+    /// The file's name, as it was given to [`Verifier::begin_file`].
+    pub file: String,
+    /// The line in the file, from 1.
+    pub line: u64,
+    /// The line's own number, where it could be read.
+    pub seq: Option<u64>,
+    /// In words.
+    pub message: String,
+}
+
+/// The answer to "is this log whole?".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything that was given is as it was written.
+    Ok,
+    /// Something was changed.
+    Tampered,
+    /// Nothing is known to be changed, but something needed is missing.
+    Incomplete,
+}
+
+impl Verdict {
+    /// The stable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Tampered => "TAMPERED",
+            Self::Incomplete => "INCOMPLETE",
+        }
+    }
+}
+
+/// What a check came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Lines read, torn ones not counted.
+    pub lines: u64,
+    /// Files read.
+    pub files: u64,
+    /// Number of the first line.
+    pub first_seq: Option<u64>,
+    /// Highest number seen.
+    pub last_seq: Option<u64>,
+    /// What this check could not know, in words.
+    pub unknown: Vec<String>,
+}
+
+#[derive(Clone, Copy)]
+struct Last {
+    seq: u64,
+    hash: Hash,
+}
+
+/// Reads a log from its first line to its last. Give the files oldest first.
+pub struct Verifier {
+    key: Option<PublicKey>,
+    /// The caller's key, while the log has only shown an older one.
+    awaited: Option<PublicKey>,
+    file: String,
+    line_no: u64,
+    torn: bool,
+    partial: Vec<u8>,
+    last: Option<Last>,
+    recent: BTreeMap<u64, Hash>,
+    log_id: Option<String>,
+    pruned_at: Option<u64>,
+    tampered: bool,
+    incomplete: bool,
+    summary: Summary,
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier")
+            .field("file", &self.file)
+            .field("line", &self.line_no)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Verifier {
+    /// Checks against `key`. Without one the key that the log's own first line names is taken,
+    /// which shows that the log agrees with itself, not whose it is.
+    #[must_use]
+    pub fn new(key: Option<PublicKey>) -> Self {
+        Self {
+            key,
+            awaited: None,
+            file: String::new(),
+            line_no: 0,
+            torn: false,
+            partial: Vec::new(),
+            last: None,
+            recent: BTreeMap::new(),
+            log_id: None,
+            pruned_at: None,
+            tampered: false,
+            incomplete: false,
+            summary: Summary {
+                verdict: Verdict::Ok,
+                lines: 0,
+                files: 0,
+                first_seq: None,
+                last_seq: None,
+                unknown: Vec::new(),
+            },
+        }
+    }
+
+    /// The next file begins.
+    pub fn begin_file(&mut self, name: &str) {
+        // The writer sets torn bytes aside before it goes on, so they can only end the last file.
+        self.tampered |= std::mem::take(&mut self.torn);
+        name.clone_into(&mut self.file);
+        self.line_no = 0;
+        self.summary.files += 1;
+    }
+
+    /// The next bytes of the file, cut anywhere.
+    pub fn feed(&mut self, mut chunk: &[u8]) -> Vec<Finding> {
+        let mut found = Vec::new();
+        while let Some(at) = chunk.iter().position(|b| *b == b'\n') {
+            let (head, rest) = chunk.split_at(at);
+            self.keep(head);
+            let line = std::mem::take(&mut self.partial);
+            found.extend(self.line(&line, true));
+            chunk = rest.split_first().map_or(&[], |(_, rest)| rest);
+        }
+        self.keep(chunk);
+        found
+    }
+
+    /// The file ends; bytes after its last LF are a torn line.
+    pub fn end_file(&mut self) -> Vec<Finding> {
+        let line = std::mem::take(&mut self.partial);
+        if line.is_empty() { Vec::new() } else { self.line(&line, false) }
+    }
+
+    /// One byte more than allowed is enough to know that a line is too long.
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = (MAX_LINE_BYTES + 1).saturating_sub(self.partial.len());
+        self.partial.extend(bytes.iter().take(room));
+    }
+
+    /// One line, without its LF; `has_newline` says whether it had one.
+    pub fn line(&mut self, raw: &[u8], has_newline: bool) -> Vec<Finding> {
+        self.line_no += 1;
+        if !has_newline {
+            self.torn = true;
+            self.incomplete = true;
+            let message = format!(
+                "{} bytes after the last whole line; a crash leaves such a tail, and so does who \
+                 cuts the log",
+                raw.len()
+            );
+            return vec![self.finding(Flaw::TornTail, None, message)];
+        }
+        self.summary.lines += 1;
+        let sealed = match SealedLine::parse(raw) {
+            Ok(sealed) => sealed,
+            Err(fault) => return vec![self.finding(Flaw::Malformed, None, fault.to_string())],
+        };
+        let mut found = Vec::new();
+        self.greet(&sealed.line, &mut found);
+        let signed = self.key.is_none_or(|key| sealed.is_signed_by(&key));
+        if !signed {
+            let message = "the key did not sign these bytes: the line was changed, or another key \
+                           wrote it";
+            found.push(self.finding(Flaw::BadSignature, Some(sealed.line.seq), message.into()));
+        }
+        self.place(&sealed, signed, &mut found);
+        if signed {
+            self.heed(&sealed.line, &mut found);
+        }
+        found
+    }
+
+    /// What the first line tells about log and key.
+    fn greet(&mut self, line: &Line, found: &mut Vec<Finding>) {
+        if self.last.is_some() {
+            return;
+        }
+        self.summary.first_seq = Some(line.seq);
+        let own = key_in(line).filter(|_| line.seq == 0 && is(line, Event::Genesis));
+        match (self.key, own) {
+            (None, Some(own)) => {
+                self.key = Some(own);
+                self.note(
+                    "whose log this is: the key was taken from the log itself; give --key to know"
+                        .into(),
+                );
+            }
+            (None, None) => {
+                let message = "no key was given, and the line that names the log's key is not here";
+                found.push(self.finding(Flaw::UnknownKey, Some(line.seq), message.into()));
+                self.incomplete = true;
+            }
+            (Some(given), Some(own)) if given != own => {
+                // The given key may be a later one; a rotation has to lead to it.
+                self.awaited = Some(given);
+                self.key = Some(own);
+            }
+            (Some(_), _) => {}
+        }
+        if line.seq > 0 {
+            self.note(format!(
+                "what stood before seq {}: the log's beginning is not here, so these lines prove \
+                 only themselves",
+                line.seq
+            ));
+        }
+    }
+
+    /// Compares the line's number and `prev` with what came before.
+    fn place(&mut self, sealed: &SealedLine<'_>, signed: bool, found: &mut Vec<Finding>) {
+        let (seq, hash) = (sealed.line.seq, sealed.leaf_hash());
+        let flaw = match self.last {
+            None if seq == 0 && sealed.line.prev != prev_text(ZERO) => {
+                Some((Flaw::Chain, "the first line does not begin a chain".to_owned()))
+            }
+            None => None,
+            Some(_) if signed && self.begins_another_log(&sealed.line) => {
+                self.incomplete = true;
+                self.note(format!(
+                    "how the log before {}:{} ended: another log begins there",
+                    self.file, self.line_no
+                ));
+                None
+            }
+            // Its number is a forger's word: what follows is measured by the last honest line.
+            Some(last) if !signed && last.seq.checked_add(1) != Some(seq) => return,
+            Some(last) if seq <= last.seq => {
+                found.push(self.second(seq, hash, last));
+                return;
+            }
+            Some(last) if seq - last.seq > 1 => Some((
+                Flaw::SeqGap,
+                match seq - last.seq - 1 {
+                    1 => format!("the line with seq {} is missing before this one", last.seq + 1),
+                    n => format!("{n} lines, from seq {}, are missing", last.seq + 1),
+                },
+            )),
+            Some(last) if sealed.line.prev != prev_text(last.hash) => Some((
+                Flaw::Chain,
+                format!("it does not follow the line with seq {} as that stands here", last.seq),
+            )),
+            Some(_) => None,
+        };
+        if let Some((flaw, message)) = flaw {
+            found.push(self.finding(flaw, Some(seq), message));
+        }
+        self.advance(seq, hash);
+    }
+
+    /// A line whose number is not new. It never moves the check on.
+    fn second(&mut self, seq: u64, hash: Hash, last: Last) -> Finding {
+        let (flaw, message) = match self.recent.get(&seq) {
+            Some(known) if *known == hash => {
+                (Flaw::Duplicate, format!("the line with seq {seq} stands here a second time"))
+            }
+            Some(_) => (Flaw::Fork, format!("another signed line has seq {seq} too")),
+            None => (Flaw::Duplicate, format!("seq {seq} comes after seq {}", last.seq)),
+        };
+        self.finding(flaw, Some(seq), message)
+    }
+
+    fn begins_another_log(&self, line: &Line) -> bool {
+        line.seq == 0
+            && is(line, Event::Genesis)
+            && line.prev == prev_text(ZERO)
+            && self.log_id.is_some()
+            && text(line, "log_id") != self.log_id.as_deref()
+    }
+
+    fn advance(&mut self, seq: u64, hash: Hash) {
+        self.last = Some(Last { seq, hash });
+        self.summary.last_seq = Some(seq);
+        if seq == 0 {
+            self.recent.clear();
+        }
+        self.recent.insert(seq, hash);
+        while self.recent.len() > REMEMBERED {
+            self.recent.pop_first();
+        }
+    }
+
+    /// Events that change how the rest is read.
+    fn heed(&mut self, line: &Line, found: &mut Vec<Finding>) {
+        if is(line, Event::Genesis) && line.seq == 0 {
+            self.log_id = text(line, "log_id").map(str::to_owned);
+        } else if is(line, Event::Prune) {
+            self.pruned_at = Some(line.seq);
+        } else if is(line, Event::KeyRotated) && self.key.is_some() {
+            let new = key_in(line).filter(|new| accepts(new, line));
+            if new.is_none() {
+                let message = "the new key did not accept the log at this place";
+                found.push(self.finding(Flaw::BadSignature, Some(line.seq), message.into()));
+            }
+            self.key = new.or(self.key);
+            self.awaited = self.awaited.filter(|awaited| Some(*awaited) != new);
+        }
+    }
+
+    fn finding(&mut self, verdict: Flaw, seq: Option<u64>, message: String) -> Finding {
+        self.tampered |= verdict.is_tampering();
+        Finding { verdict, file: self.file.clone(), line: self.line_no, seq, message }
+    }
+
+    fn note(&mut self, what: String) {
+        if self.summary.unknown.len() < MAX_UNKNOWN {
+            self.summary.unknown.push(what);
+        }
+    }
+
+    /// The end of the last file.
+    #[must_use]
+    pub fn finish(mut self) -> Summary {
+        match self.last {
+            Some(last) => self.note(format!(
+                "whether lines after seq {} were cut off: no checkpoint was compared (UNANCHORED)",
+                last.seq
+            )),
+            None => {
+                self.incomplete = true;
+                self.note("anything: there is no line here".into());
+            }
+        }
+        if self.awaited.is_some() {
+            self.incomplete = true;
+            self.note(
+                "whose log this is: it names another key than the one given, and no rotation \
+                 leads from one to the other (UNKNOWN_KEY)"
+                    .into(),
+            );
+        }
+        if let Some(seq) = self.pruned_at.filter(|_| self.summary.first_seq != Some(0)) {
+            self.note(format!("the lines that were pruned, as seq {seq} records (PRUNED)"));
+        }
+        self.summary.verdict = match (self.tampered, self.incomplete) {
+            (true, _) => Verdict::Tampered,
+            (false, true) => Verdict::Incomplete,
+            (false, false) => Verdict::Ok,
+        };
+        self.summary
+    }
+}
+
+fn is(line: &Line, event: Event) -> bool {
+    line.event == event.name()
+}
+
+fn text<'a>(line: &'a Line, key: &str) -> Option<&'a str> {
+    line.details.get(key)?.as_str()
+}
+
+fn key_in(line: &Line) -> Option<PublicKey> {
+    PublicKey::parse(text(line, "public_key")?)
+}
+
+fn accepts(new: &PublicKey, line: &Line) -> bool {
+    let message = acceptance_message(&line.agent_id, line.seq, &line.prev, new);
+    text(line, "acceptance").and_then(from_base64).is_some_and(|sig| new.verifies(&message, &sig))
+}
+
+#[cfg(test)]
+#[path = "audit_verify_tests.rs"]
+mod tests;
