@@ -1,0 +1,106 @@
+//! Arguments: position by position, anchored, and a variable one is never an option.
+
+use jtnt_proto::policy::{ArgSlot, ArgsRule};
+use regex_lite::Regex;
+
+const MAX_SLOTS: usize = 256;
+const MAX_PATTERN_BYTES: usize = 512;
+
+/// Compiled arguments of a rule.
+#[derive(Debug)]
+pub(super) enum Args {
+    Any,
+    Slots(Vec<Slot>),
+}
+
+#[derive(Debug)]
+pub(super) enum Slot {
+    Literal(String),
+    Pattern(Regex),
+}
+
+impl Args {
+    pub(super) fn compile(rule: &ArgsRule) -> Result<Self, String> {
+        let slots = match rule {
+            ArgsRule::Any(_) => return Ok(Self::Any),
+            ArgsRule::Slots(slots) => slots,
+        };
+        if slots.len() > MAX_SLOTS {
+            return Err(format!("more than {MAX_SLOTS} arguments"));
+        }
+        slots.iter().map(Slot::compile).collect::<Result<_, _>>().map(Self::Slots)
+    }
+
+    pub(super) fn matches(&self, args: &[String]) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Slots(slots) => {
+                slots.len() == args.len() && slots.iter().zip(args).all(|(s, a)| s.matches(a))
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn compile(slot: &ArgSlot) -> Result<Self, String> {
+        match slot {
+            ArgSlot::Literal(text) => Ok(Self::Literal(text.clone())),
+            ArgSlot::Pattern(p) if p.pattern.len() > MAX_PATTERN_BYTES => {
+                Err(format!("a pattern has more than {MAX_PATTERN_BYTES} bytes"))
+            }
+            // \A and \z are the ends of the text even where a flag changes ^ and $. The pattern
+            // is compiled alone first: `a)|(b` would close the group that anchors it.
+            ArgSlot::Pattern(p) => Regex::new(&p.pattern)
+                .and_then(|_| Regex::new(&format!(r"\A(?:{})\z", p.pattern)))
+                .map(Self::Pattern)
+                .map_err(|e| format!("pattern {:?}: {e}", p.pattern)),
+        }
+    }
+
+    fn matches(&self, arg: &str) -> bool {
+        match self {
+            Self::Literal(text) => text == arg,
+            Self::Pattern(pattern) => !arg.starts_with('-') && pattern.is_match(arg),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(json: &str) -> Args {
+        Args::compile(&serde_json::from_str(json).unwrap()).unwrap()
+    }
+
+    fn allows(rule: &str, given: &[&str]) -> bool {
+        args(rule).matches(&given.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn arguments_match_by_position_and_number() {
+        let rule = r#"["status", {"match": "[a-z0-9@.-]+"}]"#;
+        assert!(allows(rule, &["status", "nginx.service"]));
+        assert!(!allows(rule, &["status"]));
+        assert!(!allows(rule, &["status", "nginx", "sshd"]));
+        assert!(!allows(rule, &["stop", "nginx"]));
+        assert!(allows("[]", &[]));
+        assert!(!allows("[]", &["x"]));
+        assert!(allows("\"any\"", &["-rf", "/"]));
+    }
+
+    #[test]
+    fn a_variable_argument_is_never_an_option() {
+        assert!(!allows(r#"[{"match": ".*"}]"#, &["--root=/tmp"]));
+        assert!(allows(r#"["--now"]"#, &["--now"]), "a literal may be");
+    }
+
+    #[test]
+    fn patterns_are_anchored_whatever_they_say() {
+        assert!(!allows(r#"[{"match": "a|b"}]"#, &["ax"]));
+        assert!(!allows(r#"[{"match": "(?m)^a$"}]"#, &["a\nb"]));
+        assert!(!allows(r#"[{"match": "a"}]"#, &["a\n"]));
+        let escaping: ArgsRule = serde_json::from_str(r#"[{"match": "a)|(?:.*"}]"#).unwrap();
+        assert!(Args::compile(&escaping).is_err());
+    }
+}
