@@ -1,0 +1,232 @@
+//! `job`: sign work, hand it in, and see what became of it.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use futures_util::TryStreamExt as _;
+use http::Method;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
+use jtnt_proto::{
+    bytes::Hash,
+    job::{Artifact, Download, Exec, Script, Upload, Work},
+};
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    fs::{self, File},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+};
+use tokio_util::io::ReaderStream;
+
+use super::{
+    Desk, Verdict,
+    args::{JobCommand, JobOptions},
+    output::table,
+};
+use crate::{control::Enqueue, error::HubError, routes::uploads::CHUNK_BYTES, view::JobView};
+
+/// Uploads are stored under this name, there is only one a job.
+const UPLOAD_NAME: &str = "file";
+
+pub(super) async fn run(desk: &Desk<'_>, command: JobCommand) -> Result<Verdict, HubError> {
+    match command {
+        JobCommand::Exec { options, env, command } => {
+            let mut command = command.into_iter();
+            let work = Work::Exec(Exec {
+                path: command.next().unwrap_or_default(),
+                args: command.collect(),
+                env: env.into_iter().collect(),
+                cwd: None,
+                run_as: options.run_as.clone(),
+            });
+            submit(desk, options, work, None).await
+        }
+        JobCommand::Script { options, interpreter, env, endorse, file, args } => {
+            let env = env.into_iter().collect();
+            let work = script(desk, &options, (interpreter, env, args), (&file, endorse)).await?;
+            submit(desk, options, work, None).await
+        }
+        JobCommand::Download { options, file, dest, mode } => {
+            let artifact = send_file(desk, &file).await?;
+            let run_as = options.run_as.clone();
+            let work = Work::Download(Download { artifact, dest, mode, run_as });
+            submit(desk, options, work, None).await
+        }
+        JobCommand::Upload { options, path, save } => {
+            let (name, run_as) = (UPLOAD_NAME.to_owned(), options.run_as.clone());
+            let work = Work::Upload(Upload { path, name, run_as });
+            submit(desk, options, work, save).await
+        }
+        JobCommand::Show { id } => show(desk, &get(desk, &id, 0).await?),
+        JobCommand::List { agent } => list(desk, agent).await,
+        JobCommand::Cancel { id, reason } => cancel(desk, &id, reason).await,
+    }
+}
+
+async fn script(
+    desk: &Desk<'_>,
+    options: &JobOptions,
+    (interpreter, env, args): (String, BTreeMap<String, String>, Vec<String>),
+    (file, endorse): (&Path, bool),
+) -> Result<Work, HubError> {
+    let content = send_file(desk, file).await?;
+    let endorsement = if endorse {
+        let bytes = fs::read(file).await.map_err(HubError::file(file))?;
+        let name = file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        Some(desk.operator()?.endorse(&name, &bytes, &interpreter))
+    } else {
+        None
+    };
+    let run_as = options.run_as.clone();
+    Ok(Work::Script(Script { interpreter, content, args, env, cwd: None, run_as, endorsement }))
+}
+
+async fn submit(
+    desk: &Desk<'_>,
+    options: JobOptions,
+    work: Work,
+    save: Option<PathBuf>,
+) -> Result<Verdict, HubError> {
+    let agent_id = desk.client.agent(options.agent).await?;
+    let operator = desk.operator()?;
+    let mut job = operator.job(&agent_id, work)?;
+    job.limits.timeout_seconds = options.timeout;
+    let wish = Enqueue { agent_id, envelope: operator.sign_job(&job) };
+    let taken: JobView = desk.client.post("/control/v1/jobs", &wish).await?;
+    if !options.wait {
+        return desk.output.show(&taken.summary(), || format!("{}\n", taken.job_id));
+    }
+    let mut seen = taken;
+    while !seen.ended {
+        seen = get(desk, &seen.job_id, 30).await?;
+    }
+    if let (Some(save), "ok") = (save, seen.state.as_str()) {
+        let artifact = seen.artifacts.get(UPLOAD_NAME).ok_or_else(|| {
+            HubError::refused("NO_ARTIFACT", "the job succeeded, but nothing was uploaded")
+        })?;
+        fetch_file(desk, artifact, &save).await?;
+    }
+    outcome(desk, &seen)
+}
+
+/// The job's own output, as if it had run here.
+fn outcome(desk: &Desk<'_>, job: &JobView) -> Result<Verdict, HubError> {
+    let summary = job.summary();
+    desk.output.show(&summary, || summary.stdout.clone().unwrap_or_default())?;
+    if !desk.output.is_json() {
+        if let Some(stderr) = summary.stderr.as_deref().filter(|s| !s.is_empty()) {
+            desk.output.note(stderr.trim_end_matches('\n'));
+        }
+        if summary.state != "ok" {
+            desk.output.fault(&ending(job));
+        }
+    }
+    Ok(if summary.state == "ok" { Verdict::Yes } else { Verdict::No })
+}
+
+/// How a job that is not ok ended, in one line.
+fn ending(job: &JobView) -> String {
+    let summary = job.summary();
+    let message = job.result.as_ref().and_then(|r| r.message.as_deref());
+    let message = message.or(job.status.as_ref().and_then(|s| s.message.as_deref()));
+    let mut text = format!("{}: {}", summary.job_id, summary.state);
+    if let Some(code) = summary.exit_code {
+        text.push_str(&format!(", exit code {code}"));
+    }
+    for part in [summary.reason.as_deref(), message].into_iter().flatten() {
+        text.push_str(", ");
+        text.push_str(part);
+    }
+    text
+}
+
+async fn get(desk: &Desk<'_>, id: &str, wait: u64) -> Result<JobView, HubError> {
+    desk.client.get(&format!("/control/v1/jobs/{id}?wait={wait}")).await
+}
+
+fn show(desk: &Desk<'_>, job: &JobView) -> Result<Verdict, HubError> {
+    let summary = job.summary();
+    desk.output.show(&summary, || {
+        let mut text = format!("{}\nagent {}\n", ending(job), job.agent_id);
+        for (name, stream) in [("stdout", &summary.stdout), ("stderr", &summary.stderr)] {
+            if let Some(stream) = stream.as_ref().filter(|s| !s.is_empty()) {
+                text.push_str(&format!("--- {name}\n{stream}"));
+            }
+        }
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text
+    })
+}
+
+async fn list(desk: &Desk<'_>, agent: Option<String>) -> Result<Verdict, HubError> {
+    let query = agent.map_or_else(String::new, |a| format!("?agent={a}"));
+    let jobs: Vec<JobView> = desk.client.get(&format!("/control/v1/jobs{query}")).await?;
+    let summaries: Vec<_> = jobs.iter().map(JobView::summary).collect();
+    desk.output.show(&summaries, || {
+        let row = |job: &JobView| {
+            let reason = job.summary().reason.unwrap_or_default();
+            let at = job.enqueued_at.to_string();
+            vec![job.job_id.clone(), job.state.clone(), at, job.agent_id.clone(), reason]
+        };
+        let rows: Vec<_> = jobs.iter().map(row).collect();
+        table(&["JOB", "STATE", "ENQUEUED", "AGENT", "REASON"], &rows)
+    })
+}
+
+async fn cancel(desk: &Desk<'_>, id: &str, reason: Option<String>) -> Result<Verdict, HubError> {
+    let job = get(desk, id, 0).await?;
+    let envelope = desk.operator()?.cancel(id, &job.agent_id, reason.as_deref());
+    let job: JobView =
+        desk.client.post(&format!("/control/v1/jobs/{id}/cancel"), &envelope).await?;
+    desk.output.show(&job.summary(), || format!("{id} is to be cancelled\n"))
+}
+
+/// Hashes a file, then streams it to the hub.
+async fn send_file(desk: &Desk<'_>, path: &Path) -> Result<Artifact, HubError> {
+    let failed = |e| HubError::file(path)(e);
+    let sha256 = hash_file(path).await.map_err(failed)?;
+    let file = File::open(path).await.map_err(failed)?;
+    let frames = ReaderStream::with_capacity(file, CHUNK_BYTES).map_ok(Frame::data);
+    let at = format!("/control/v1/artifacts/{sha256}");
+    let answer = desk.client.send(Method::PUT, &at, StreamBody::new(frames)).await?;
+    serde_json::from_slice(&answer).map_err(|e| HubError::damaged("the hub's answer", e))
+}
+
+async fn hash_file(path: &Path) -> io::Result<Hash> {
+    let mut file = File::open(path).await?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; CHUNK_BYTES]);
+    loop {
+        let n = file.read(&mut buffer).await?;
+        if n == 0 {
+            return Ok(Hash(hash.finalize().into()));
+        }
+        hash.update(buffer.get(..n).unwrap_or_default());
+    }
+}
+
+/// Streams an artifact into a new file that takes its name only when the hash is right.
+async fn fetch_file(desk: &Desk<'_>, artifact: &Artifact, save: &Path) -> Result<(), HubError> {
+    let at = format!("/control/v1/artifacts/{}", artifact.sha256);
+    let answer = desk.client.open_answer(Method::GET, &at, Full::<bytes::Bytes>::default()).await?;
+    let mut body = answer.into_body().into_data_stream();
+    let mut temporary = save.as_os_str().to_owned();
+    temporary.push(".part");
+    let temporary = PathBuf::from(temporary);
+    let failed = |e| HubError::file(&temporary)(e);
+    let mut file = File::create(&temporary).await.map_err(failed)?;
+    let mut hash = Sha256::new();
+    while let Some(chunk) = body.try_next().await.map_err(|e| failed(io::Error::other(e)))? {
+        hash.update(&chunk);
+        file.write_all(&chunk).await.map_err(failed)?;
+    }
+    file.sync_all().await.map_err(failed)?;
+    if Hash(hash.finalize().into()) != artifact.sha256 {
+        return Err(HubError::damaged("the artifact", "its hash is not the one of the upload"));
+    }
+    fs::rename(&temporary, save).await.map_err(HubError::file(save))
+}

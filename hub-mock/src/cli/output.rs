@@ -1,0 +1,123 @@
+//! The only place that prints. Data goes to stdout, everything else to stderr; control characters
+//! in what others said are made visible, so that no output can steer a terminal.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::{Verdict, args::Format};
+use crate::error::HubError;
+
+/// How this run prints.
+#[derive(Debug)]
+pub(super) struct Output {
+    format: Format,
+}
+
+impl Output {
+    pub(super) const fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    /// Whether programs read this.
+    pub(super) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// One object for programs, or `human` for people.
+    pub(super) fn show<T: Serialize>(
+        &self,
+        object: &T,
+        human: impl FnOnce() -> String,
+    ) -> Result<Verdict, HubError> {
+        if self.is_json() {
+            self.json(object)?;
+        } else {
+            print(&human());
+        }
+        Ok(Verdict::Yes)
+    }
+
+    /// One object on a line.
+    pub(super) fn json<T: Serialize>(&self, object: &T) -> Result<(), HubError> {
+        let text = serde_json::to_string(object).map_err(|e| HubError::damaged("output", e))?;
+        print(&format!("{text}\n"));
+        Ok(())
+    }
+
+    /// Something that was done, with nothing to show.
+    pub(super) fn done(&self, what: &str) -> Result<Verdict, HubError> {
+        self.show(&serde_json::json!({ "done": true }), || format!("{what}\n"))
+    }
+
+    /// Text that is for stderr in any case.
+    #[expect(clippy::print_stderr, reason = "this is the command line's output")]
+    pub(super) fn note(&self, text: &str) {
+        eprintln!("{}", printable(text));
+    }
+
+    /// Why the command failed.
+    pub(super) fn fault(&self, why: &str) {
+        self.note(&format!("jtnt-hub-mock: {why}"));
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "this is the command line's output")]
+fn print(text: &str) {
+    print!("{}", printable(text));
+}
+
+/// Columns, aligned.
+pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = head.iter().map(|h| h.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
+    for row in std::iter::once(&head).chain(rows) {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            // Writing to a string cannot fail.
+            if write!(line, "{cell:<width$}  ").is_err() {
+                break;
+            }
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Control and bidirectional characters as escapes; line feeds and tabs stay.
+fn printable(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        let bidi = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if bidi || (c.is_control() && !matches!(c, '\n' | '\t')) {
+            safe.extend(c.escape_unicode());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_steers_a_terminal_is_printed() {
+        assert_eq!(printable("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\n");
+        assert_eq!(printable("\u{202e}evil"), "\\u{202e}evil");
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = vec![vec!["job-1".to_owned(), "ok".to_owned()]];
+        assert_eq!(table(&["ID", "STATE"], &rows), "ID     STATE\njob-1  ok\n");
+    }
+}

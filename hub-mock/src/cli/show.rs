@@ -1,0 +1,57 @@
+//! What the hub knows, as tables: tokens, agents, requests.
+
+use std::time::Duration;
+
+use super::{Desk, Verdict, output::table};
+use crate::{
+    control::{NewToken, TokenWish},
+    error::HubError,
+    record::Recorded,
+    view::AgentView,
+};
+
+pub(super) async fn token(desk: &Desk<'_>, life: Option<Duration>) -> Result<Verdict, HubError> {
+    let wish = TokenWish { life_seconds: life.map(|l| l.as_secs()) };
+    let made: NewToken = desk.client.post("/control/v1/tokens", &wish).await?;
+    // Alone on its line, so that `$(jtnt-hub-mock token)` is the token.
+    desk.output.show(&made, || format!("{}\n", made.token))
+}
+
+pub(super) async fn agents(desk: &Desk<'_>) -> Result<Verdict, HubError> {
+    let agents: Vec<AgentView> = desk.client.get("/control/v1/agents").await?;
+    desk.output.show(&agents, || {
+        let row = |a: &AgentView| {
+            let seen = a.last_seen.map_or_else(|| "never".to_owned(), |at| at.to_string());
+            let policy = a.heartbeat.as_ref().map_or(0, |h| h.policy_version);
+            vec![
+                a.agent_id.clone(),
+                a.host.hostname.clone(),
+                a.host.agent_version.clone(),
+                policy.to_string(),
+                a.open_jobs.to_string(),
+                seen,
+            ]
+        };
+        let rows: Vec<_> = agents.iter().map(row).collect();
+        table(&["AGENT", "HOST", "VERSION", "POLICY", "JOBS", "LAST SEEN"], &rows)
+    })
+}
+
+pub(super) async fn requests(desk: &Desk<'_>, agent: Option<String>) -> Result<Verdict, HubError> {
+    let query = agent.map_or_else(String::new, |a| format!("?agent={a}"));
+    let requests: Vec<Recorded> = desk.client.get(&format!("/control/v1/requests{query}")).await?;
+    desk.output.show(&requests, || {
+        let row = |r: &Recorded| {
+            vec![
+                r.at.to_string(),
+                r.status.to_string(),
+                r.method.clone(),
+                r.path.clone(),
+                r.body_bytes.to_string(),
+                r.agent_id.clone().unwrap_or_default(),
+            ]
+        };
+        let rows: Vec<_> = requests.iter().map(row).collect();
+        table(&["TIME", "STATUS", "METHOD", "PATH", "BYTES", "AGENT"], &rows)
+    })
+}

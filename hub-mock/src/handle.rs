@@ -1,0 +1,461 @@
+//! The library's face: a builder that starts a hub, and a handle to script and watch it.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use jtnt_proto::{bytes::Hash, envelope::Envelope, job::Artifact, json};
+use tempfile::TempDir;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    control,
+    durable::{self, Access},
+    error::{HubError, random},
+    faults::{Fault, Kind, Route},
+    hub::{Core, Settings, Shared, unknown_agent},
+    journal,
+    operator::{self, Operator},
+    pki::Authority,
+    record::{Filter, Recorded},
+    routes,
+    server::{self, Side},
+    state::{Event, OldCertificates, Standing, State},
+    tls,
+    view::{AgentView, JobView},
+};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// How long a stop waits for connections to end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A hub to be started. Every setting has a default that suits a test: loopback, free ports, a
+/// folder that vanishes with the handle.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Builder {
+    dir: Option<PathBuf>,
+    listen: SocketAddr,
+    control: SocketAddr,
+    names: Vec<String>,
+    settings: Settings,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            dir: None,
+            listen: loopback,
+            control: loopback,
+            names: ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec(),
+            settings: Settings {
+                dir: PathBuf::new(),
+                lease: Duration::from_secs(30),
+                certificate_life: 365 * DAY,
+                token_life: Duration::from_secs(3600),
+                slow_pause: Duration::from_millis(200),
+                renews_expired: true,
+            },
+        }
+    }
+}
+
+impl Builder {
+    /// The hub's folder; made when it is not there. A temporary one by default.
+    pub fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.dir = Some(dir.into());
+        self
+    }
+
+    /// Where agents connect.
+    pub const fn listen(mut self, addr: SocketAddr) -> Self {
+        self.listen = addr;
+        self
+    }
+
+    /// Where the operator connects; a loopback address.
+    pub const fn control(mut self, addr: SocketAddr) -> Self {
+        self.control = addr;
+        self
+    }
+
+    /// The names in the server's certificate.
+    pub fn names(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.names = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How long an agent has to acknowledge a job before it is sent again.
+    pub const fn lease(mut self, lease: Duration) -> Self {
+        self.settings.lease = lease;
+        self
+    }
+
+    /// How long agents' certificates live.
+    pub const fn certificate_life(mut self, life: Duration) -> Self {
+        self.settings.certificate_life = life;
+        self
+    }
+
+    /// How long enrolment tokens live.
+    pub const fn token_life(mut self, life: Duration) -> Self {
+        self.settings.token_life = life;
+        self
+    }
+
+    /// The pause between the pieces of an answer under [`Kind::Slow`].
+    pub const fn slow_pause(mut self, pause: Duration) -> Self {
+        self.settings.slow_pause = pause;
+        self
+    }
+
+    /// Whether an expired certificate may still ask for a new one; yes by default.
+    pub const fn renews_expired(mut self, yes: bool) -> Self {
+        self.settings.renews_expired = yes;
+        self
+    }
+
+    /// Starts the hub. When this returns, both listeners answer.
+    ///
+    /// # Errors
+    /// When the folder, a key or an address cannot be used.
+    pub async fn start(self) -> Result<Handle, HubError> {
+        let (dir, temporary) = match &self.dir {
+            Some(dir) => (dir.clone(), None),
+            None => {
+                let made = TempDir::new().map_err(HubError::file(&std::env::temp_dir()))?;
+                (made.path().to_owned(), Some(made))
+            }
+        };
+        self.start_in(dir, temporary).await
+    }
+
+    async fn start_in(self, dir: PathBuf, temporary: Option<TempDir>) -> Result<Handle, HubError> {
+        if !self.control.ip().is_loopback() {
+            let why = format!("{} is no loopback address", self.control);
+            return Err(HubError::refused("CONTROL_ADDRESS", why));
+        }
+        durable::private_dir(&dir).map_err(HubError::file(&dir))?;
+        let authority = Authority::open_or_create(&dir)?;
+        let (state, journal) = journal::open(&dir)?;
+        let first = first_root(&dir, &authority, &state)?;
+        let identity = authority.server(&self.names)?;
+        let acceptor = TlsAcceptor::from(tls::server_config(authority.der(), identity)?);
+        let agents = server::bind(self.listen).await?;
+        let control = server::bind(self.control).await?;
+        let at = |l: &tokio::net::TcpListener| l.local_addr().map_err(HubError::file(&dir));
+        let (agents_addr, control_addr) = (at(&agents)?, at(&control)?);
+
+        let settings = Settings { dir: dir.clone(), ..self.settings.clone() };
+        let core: Shared = Arc::new(Core::new(settings, authority, (state, journal)));
+        if let Some(envelope) = first {
+            core.publish_root(envelope).await?;
+        }
+        let token = control_token(&dir)?;
+        write(&dir.join("control.addr"), control_addr.to_string().as_bytes(), Access::Public)?;
+
+        let tasks = TaskTracker::new();
+        let app = (Side::Agents(acceptor), routes::router(Arc::clone(&core)));
+        tasks.spawn(server::accept(Arc::clone(&core), agents, app, tasks.clone()));
+        let app = (Side::Control, control::router(Arc::clone(&core), token));
+        tasks.spawn(server::accept(Arc::clone(&core), control, app, tasks.clone()));
+        let again = Self { dir: Some(dir), listen: agents_addr, control: control_addr, ..self };
+        Ok(Handle { core, tasks, again, temporary })
+    }
+}
+
+/// A running hub. It stops when this is dropped, or better with [`Handle::shutdown`].
+#[derive(Debug)]
+pub struct Handle {
+    core: Shared,
+    tasks: TaskTracker,
+    again: Builder,
+    temporary: Option<TempDir>,
+}
+
+impl Handle {
+    /// `https://localhost:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://localhost:{}", self.again.listen.port())
+    }
+
+    /// `https://ADDRESS:PORT`.
+    #[must_use]
+    pub fn url_by_address(&self) -> String {
+        format!("https://{}", self.again.listen)
+    }
+
+    /// Where agents connect.
+    #[must_use]
+    pub const fn addr(&self) -> SocketAddr {
+        self.again.listen
+    }
+
+    /// Where the operator connects.
+    #[must_use]
+    pub const fn control_addr(&self) -> SocketAddr {
+        self.again.control
+    }
+
+    /// The hub's folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.core.settings.dir
+    }
+
+    /// `ca.crt`, for `--hub-ca`.
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.dir().join("ca.crt")
+    }
+
+    /// `root.json`, for `--root`.
+    #[must_use]
+    pub fn root_file(&self) -> PathBuf {
+        self.dir().join("root.json")
+    }
+
+    /// The operator of this hub's folder: a client, which happens to live in the same process.
+    ///
+    /// # Errors
+    /// When the keys cannot be read.
+    pub fn operator(&self) -> Result<Operator, HubError> {
+        Operator::open(self.dir())
+    }
+
+    /// A new one-time enrolment token.
+    ///
+    /// # Errors
+    /// When there is no randomness or the journal is broken.
+    pub async fn token(&self) -> Result<String, HubError> {
+        self.token_for(None).await
+    }
+
+    /// A new one-time enrolment token that lives for `life`.
+    ///
+    /// # Errors
+    /// When there is no randomness or the journal is broken.
+    pub async fn token_for(&self, life: Option<Duration>) -> Result<String, HubError> {
+        let (token, seq) = self.core.make_token(life)?;
+        self.core.durable(seq).await?;
+        Ok(token)
+    }
+
+    /// Sets a fault for the next `times` requests, or until cleared.
+    ///
+    /// # Errors
+    /// When the kind cannot strike `route`, or too many faults wait.
+    pub fn set_fault(&self, route: Route, kind: Kind, times: Option<u32>) -> Result<(), HubError> {
+        self.core.faults.set(Fault { route, kind, times, document: None })
+    }
+
+    /// Sets a fault that serves `document`, for [`Kind::Expired`].
+    ///
+    /// # Errors
+    /// When it cannot strike `route`, or too many faults wait.
+    pub fn set_document_fault(
+        &self,
+        route: Route,
+        document: Envelope,
+        times: Option<u32>,
+    ) -> Result<(), HubError> {
+        self.core.faults.set(Fault { route, kind: Kind::Expired, times, document: Some(document) })
+    }
+
+    /// Forgets all faults and lets hanging requests go.
+    pub fn clear_faults(&self) {
+        self.core.faults.clear();
+    }
+
+    /// The remembered requests, oldest first.
+    #[must_use]
+    pub fn requests(&self, filter: &Filter) -> Vec<Recorded> {
+        self.core.recorder.list(filter)
+    }
+
+    /// The first request, remembered or to come, that `wanted` is true of.
+    pub async fn await_request(&self, wanted: impl Fn(&Recorded) -> bool) -> Recorded {
+        self.core.recorder.await_one(wanted).await
+    }
+
+    /// Takes a signed job for delivery to `agent_id`; returns its id. The payload is not judged.
+    ///
+    /// # Errors
+    /// When the agent is unknown, or the id improper or taken.
+    pub async fn enqueue(&self, agent_id: &str, job: Envelope) -> Result<String, HubError> {
+        self.core.enqueue(agent_id, job).await
+    }
+
+    /// Takes a signed cancellation for delivery.
+    ///
+    /// # Errors
+    /// When the job is unknown or has ended.
+    pub async fn cancel(&self, job_id: &str, cancel: Envelope) -> Result<(), HubError> {
+        self.core.cancel(job_id, cancel).await
+    }
+
+    /// A job and what became of it.
+    #[must_use]
+    pub fn job(&self, job_id: &str) -> Option<JobView> {
+        self.core.job(job_id)
+    }
+
+    /// Waits until a job has ended.
+    pub async fn wait_job(&self, job_id: &str) -> JobView {
+        self.await_job(job_id, |job| job.ended).await
+    }
+
+    /// Waits until `reached` is true of a job.
+    pub async fn await_job(&self, job_id: &str, reached: impl Fn(&JobView) -> bool) -> JobView {
+        let look = |state: &State| state.jobs.get(job_id).map(JobView::of).filter(|j| reached(j));
+        self.core.await_state(look).await
+    }
+
+    /// Publishes a signed policy; returns its version. The payload is not judged.
+    ///
+    /// # Errors
+    /// When the payload names no version.
+    pub async fn publish_policy(&self, policy: Envelope) -> Result<u64, HubError> {
+        self.core.publish_policy(policy).await
+    }
+
+    /// Publishes a signed root; returns its version. The payload is not judged.
+    ///
+    /// # Errors
+    /// When the payload names no version.
+    pub async fn publish_root(&self, root: Envelope) -> Result<u64, HubError> {
+        self.core.publish_root(root).await
+    }
+
+    /// Stores bytes for agents to fetch.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn put_artifact(&self, bytes: &[u8]) -> Result<Artifact, HubError> {
+        let sha256 = Hash::of(bytes);
+        let folder = routes::artifacts::folder(&self.core);
+        durable::private_dir(&folder).map_err(HubError::file(&folder))?;
+        write(&folder.join(sha256.to_string()), bytes, Access::Private)?;
+        Ok(Artifact { sha256, size: u64::try_from(bytes.len()).unwrap_or(u64::MAX) })
+    }
+
+    /// The bytes of an artifact, as agents uploaded or are to fetch it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn artifact(&self, sha256: Hash) -> Result<Vec<u8>, HubError> {
+        let path = routes::artifacts::folder(&self.core).join(sha256.to_string());
+        std::fs::read(&path).map_err(HubError::file(&path))
+    }
+
+    /// All enrolled agents.
+    #[must_use]
+    pub fn agents(&self) -> Vec<AgentView> {
+        self.core.agents()
+    }
+
+    /// Revokes all certificates of an agent, or treats them as expired.
+    ///
+    /// # Errors
+    /// When the agent is unknown.
+    pub async fn judge_certificates(&self, id: &str, standing: Standing) -> Result<(), HubError> {
+        judge(&self.core, id, standing).await
+    }
+
+    /// What a renewal does to the certificate before.
+    pub fn set_old_certificates(&self, rule: OldCertificates) {
+        self.core.record(&mut self.core.lock(), Event::OldCertificatesSet { rule });
+    }
+
+    /// Whether heartbeats ask `agent_id` to renew its certificate.
+    pub fn hint_renewal(&self, agent_id: &str, renew: bool) {
+        self.core.hint_renewal(agent_id, renew);
+    }
+
+    /// Stops: no new connection, open requests get a few seconds, state is on disk afterwards.
+    pub async fn shutdown(self) {
+        self.stop().await;
+    }
+
+    /// Stops and starts again, with the same folder and addresses.
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub async fn restart(mut self) -> Result<Self, HubError> {
+        self.stop().await;
+        let (again, temporary) = (self.again.clone(), self.temporary.take());
+        let dir = self.dir().to_owned();
+        drop(self); // the journal's writer ends with it
+        again.start_in(dir, temporary).await
+    }
+
+    async fn stop(&self) {
+        self.core.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!("{} connections did not end in time", self.tasks.len());
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.core.stop.cancel();
+    }
+}
+
+/// Judges all certificates of an agent.
+pub(crate) async fn judge(core: &Core, id: &str, standing: Standing) -> Result<(), HubError> {
+    let seq = {
+        let mut inner = core.lock();
+        let agent = inner.state.agents.get(id).ok_or_else(|| unknown_agent(id))?;
+        let serials: Vec<_> = agent.certificates.iter().map(|c| c.serial.clone()).collect();
+        for serial in serials {
+            let agent_id = id.to_owned();
+            core.record(&mut inner, Event::CertificateJudged { agent_id, serial, standing });
+        }
+        core.last_event()
+    };
+    core.durable(seq).await
+}
+
+/// The first root, unless there is one. The only moment at which the server touches the
+/// operator's folder, and it makes it.
+fn first_root(
+    dir: &Path,
+    authority: &Authority,
+    state: &State,
+) -> Result<Option<Envelope>, HubError> {
+    if !state.roots.is_empty() {
+        return Ok(None);
+    }
+    let at = dir.join("root.json");
+    if at.exists() {
+        let bytes = std::fs::read(&at).map_err(HubError::file(&at))?;
+        return json::from_slice(&bytes).map(Some).map_err(|e| HubError::damaged("root.json", e));
+    }
+    let witness = dir.join("witness.key");
+    let witness =
+        if witness.exists() { operator::read_key(&witness)? } else { operator::new_key(&witness)? };
+    let witness = jtnt_proto::key::PublicKey::of(&witness);
+    let (_, envelope) = Operator::create(dir, authority.der(), witness)?;
+    operator::write_root(dir, &envelope)?;
+    Ok(Some(envelope))
+}
+
+fn control_token(dir: &Path) -> Result<String, HubError> {
+    let token = hex::encode(random::<32>()?);
+    write(&dir.join("control.token"), token.as_bytes(), Access::Private)?;
+    Ok(token)
+}
+
+fn write(path: &Path, bytes: &[u8], access: Access) -> Result<(), HubError> {
+    durable::replace(path, bytes, access).map_err(HubError::file(path))
+}
