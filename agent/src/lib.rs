@@ -2,5 +2,6 @@
 
 pub mod domain;
 pub mod runtime;
+pub mod store;
 pub mod telemetry;
 pub mod trust;

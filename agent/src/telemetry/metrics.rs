@@ -94,6 +94,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Only if two series have one name.
+    #[expect(clippy::too_many_lines, reason = "a table: a name, a help text and labels a series")]
     pub fn new(version: &str) -> prometheus::Result<Self> {
         let r = Registry::new();
         let status = &["success", "error"][..];

@@ -21,13 +21,13 @@ fn star(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
         Some((head, tail)) => text.strip_prefix(head).is_some_and(|rest| {
-            (0..=rest.len()).any(|n| rest.is_char_boundary(n) && star(tail, &rest[n..]))
+            (0..=rest.len()).any(|n| rest.get(n..).is_some_and(|rest| star(tail, rest)))
         }),
     }
 }
 
 fn split(path: &str) -> Vec<&str> {
-    path[1..].split('/').collect()
+    path.split('/').skip(1).collect()
 }
 
 fn args_fit(rule: &ArgsRule, args: &[String]) -> bool {

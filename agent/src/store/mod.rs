@@ -1,0 +1,239 @@
+//! What must survive a crash: the job journal, small cursors, and the mark that keeps time from
+//! going back. One database, one writer thread that commits what has gathered.
+//!
+//! Writers wait until their change is on disk; all that came in while the last commit was under
+//! way share the next one. Readers see the last commit, on their own thread, and wait for nobody.
+
+mod database;
+mod tables;
+pub mod time;
+mod writer;
+
+use std::{path::Path, sync::Arc, thread::JoinHandle};
+
+use jiff::Timestamp;
+use redb::ReadableTable as _;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use self::{
+    database::Shared,
+    writer::{Answer, Command, Op},
+};
+use crate::{
+    domain::{
+        ids::JobId,
+        job::{Entry, State},
+    },
+    runtime::{clock::SharedClock, tasks},
+};
+
+/// How many changes wait for the writer before their senders do.
+const QUEUE: usize = 1024;
+
+/// How long an id is remembered beyond its job's end, for clocks that differ.
+pub const SKEW: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+
+/// Why the store did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("journal: {0}")]
+pub struct StoreError(pub String);
+
+/// What became of a new job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// It is in the journal.
+    New,
+    /// Its id was used before; this is what is known of that use.
+    Replay(Option<Box<Entry>>),
+}
+
+/// Jobs by state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Queued.
+    pub queued: u64,
+    /// Starting or running.
+    pub running: u64,
+    /// Ended or rejected, and not delivered.
+    pub undelivered: u64,
+}
+
+/// The journal's handle.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    created_at: Timestamp,
+    commands: Option<mpsc::Sender<Command>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Drop for Inner {
+    /// Waits for the writer, so that the file is closed when the last handle is gone.
+    fn drop(&mut self) {
+        drop(self.commands.take());
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the journal's writer panicked");
+        }
+    }
+}
+
+impl Journal {
+    /// Opens or creates the database and starts its writer thread, which ends when the last
+    /// handle goes.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, is open elsewhere, is damaged, is no journal, or was
+    /// written by a newer agent. It is never emptied.
+    #[expect(clippy::needless_pass_by_value, reason = "handed in by the composition root")]
+    pub fn open(path: &Path, clock: SharedClock) -> Result<Self, StoreError> {
+        let (shared, created_at) = Shared::open(path, clock.now())?;
+        let shared = Arc::new(shared);
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let of_writer = Arc::clone(&shared);
+        let writer = tasks::thread("journal", move || writer::run(&of_writer, queue))
+            .map_err(|e| StoreError(format!("no thread for its writer: {e}")))?;
+        let (commands, writer) = (Some(commands), Some(writer));
+        Ok(Self { inner: Arc::new(Inner { shared, created_at, commands, writer }) })
+    }
+
+    /// When this journal was created; jobs issued earlier are not for it.
+    #[must_use]
+    pub fn created_at(&self) -> Timestamp {
+        self.inner.created_at
+    }
+
+    /// Records a job that was never seen, durably, and remembers its id until it expires.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    pub async fn admit(&self, entry: Entry) -> Result<Admission, StoreError> {
+        match self.ask(Op::Admit(Box::new(entry))).await? {
+            Answer::Admitted(admission) => Ok(admission),
+            Answer::Done | Answer::Pruned(_) => Err(mixed_up()),
+        }
+    }
+
+    /// Replaces a job's record, durably before it returns.
+    ///
+    /// # Errors
+    /// When it could not be made durable, or the job was never admitted.
+    pub async fn update(&self, entry: Entry) -> Result<(), StoreError> {
+        self.ask(Op::Update(Box::new(entry))).await.map(drop)
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn get(&self, id: &JobId) -> Result<Option<Entry>, StoreError> {
+        self.inner.shared.read(|txn| {
+            let jobs = txn.open_table(tables::JOBS)?;
+            tables::entry_of(&jobs, id.as_str())
+        })
+    }
+
+    /// The newest jobs, newest first, that `keep` accepts.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn recent(
+        &self,
+        limit: usize,
+        keep: &dyn Fn(State) -> bool,
+    ) -> Result<Vec<Entry>, StoreError> {
+        self.inner.shared.read(|txn| {
+            let jobs = txn.open_table(tables::JOBS)?;
+            let order = txn.open_table(tables::ORDER)?;
+            let mut out = Vec::new();
+            for row in order.iter()?.rev() {
+                if out.len() >= limit {
+                    break;
+                }
+                let entry = tables::entry_of(&jobs, row?.1.value())?;
+                out.extend(entry.filter(|e| keep(e.state)));
+            }
+            Ok(out)
+        })
+    }
+
+    /// Jobs that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn unfinished(&self) -> Result<Vec<Entry>, StoreError> {
+        self.inner.shared.read(|txn| tables::listed(txn, tables::UNFINISHED))
+    }
+
+    /// Jobs that have ended and whose result or rejection the hub does not have, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn undelivered(&self) -> Result<Vec<Entry>, StoreError> {
+        self.inner.shared.read(|txn| tables::listed(txn, tables::UNDELIVERED))
+    }
+
+    /// Jobs by state, kept in memory.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.inner.shared.counts()
+    }
+
+    /// Every change from now on. A slow reader loses the oldest and is told so.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<Entry> {
+        self.inner.shared.changes.subscribe()
+    }
+
+    /// Removes delivered jobs that ended before `before`, and forgets ids that expired more than
+    /// [`SKEW`] before `now`; returns the jobs removed, whose files may go.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    pub async fn prune(&self, before: Timestamp, now: Timestamp) -> Result<Vec<JobId>, StoreError> {
+        match self.ask(Op::Prune { before, now }).await? {
+            Answer::Pruned(ids) => Ok(ids),
+            Answer::Done | Answer::Admitted(_) => Err(mixed_up()),
+        }
+    }
+
+    /// A small value by name.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn cursor(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.shared.read(|txn| {
+            let cursors = txn.open_table(tables::CURSORS)?;
+            Ok(cursors.get(name)?.map(|value| value.value().to_vec()))
+        })
+    }
+
+    /// Sets a small value, durably before it returns.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    pub async fn set_cursor(&self, name: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        self.ask(Op::Cursor { name: name.to_owned(), value }).await.map(drop)
+    }
+
+    async fn ask(&self, op: Op) -> Result<Answer, StoreError> {
+        let gone = || StoreError("its writer has ended; restart the agent".to_owned());
+        let commands = self.inner.commands.as_ref().ok_or_else(gone)?;
+        let (reply, answer) = oneshot::channel();
+        commands.send(Command { op, reply }).await.map_err(|_closed| gone())?;
+        answer.await.map_err(|_closed| gone())?
+    }
+}
+
+fn mixed_up() -> StoreError {
+    StoreError("its writer answered another question".to_owned())
+}
+
+#[cfg(test)]
+mod tests;
