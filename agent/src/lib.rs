@@ -1,5 +1,6 @@
 //! The JTNT endpoint agent.
 
+pub mod audit;
 pub mod domain;
 pub mod runtime;
 pub mod store;

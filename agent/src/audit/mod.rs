@@ -1,0 +1,209 @@
+//! The audit log: one writer, lines that are chained, signed and on disk before anybody acts on
+//! them; and what reads them back.
+//!
+//! All records that arrive while the last batch is being synced share the next sync. A batch that
+//! could not be synced counts as lost: its callers are told, so that nothing happens that the log
+//! does not hold, and the writer looks at the file anew before it writes again.
+
+mod files;
+mod log;
+pub mod reader;
+mod writer;
+
+use std::{path::PathBuf, sync::Arc, thread::JoinHandle};
+
+use jiff::tz::TimeZone;
+use jtnt_proto::{
+    audit::{Caller, Event, Status},
+    bytes::Hash,
+};
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::runtime::{clock::SharedClock, entropy::Entropy, signer::AuditSigner, tasks};
+
+/// How many records wait for the writer before their senders do.
+const QUEUE: usize = 1024;
+
+/// What is to be logged. The writer adds time, sequence, chain and signature.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// What happened.
+    pub event: Event,
+    /// How it ended.
+    pub status: Option<Status>,
+    /// The job.
+    pub job_id: Option<String>,
+    /// Program and arguments, or the admin method.
+    pub command: Option<String>,
+    /// Whom the job ran as.
+    pub user: Option<String>,
+    /// The policy that decided.
+    pub policy_version: Option<u64>,
+    /// Who asked over the admin API.
+    pub caller: Option<Caller>,
+    /// `hub`, `local` or `agent`.
+    pub origin: Option<&'static str>,
+    /// What was acted on.
+    pub object: Option<String>,
+    /// What else is known.
+    pub details: Map<String, Value>,
+}
+
+impl Record {
+    /// A record of `event` and nothing else yet.
+    #[must_use]
+    pub fn of(event: Event) -> Self {
+        Self {
+            event,
+            status: None,
+            job_id: None,
+            command: None,
+            user: None,
+            policy_version: None,
+            caller: None,
+            origin: None,
+            object: None,
+            details: Map::new(),
+        }
+    }
+
+    /// Adds to the details.
+    #[must_use]
+    pub fn detail(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(name.to_owned(), value.into());
+        self
+    }
+}
+
+/// Why a line was not written, or the log cannot be used. Nothing that needed it may happen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("audit log: {0}")]
+pub struct AuditError(pub String);
+
+/// Where and how to write.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `data_dir/audit`.
+    pub dir: PathBuf,
+    /// Whose log.
+    pub agent_id: String,
+    /// Days kept.
+    pub retention_days: u32,
+    /// Whose civil days name the files.
+    pub zone: TimeZone,
+}
+
+/// Where the log stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Names the log.
+    pub log_id: String,
+    /// Lines so far.
+    pub size: u64,
+    /// Leaf hash of the last line.
+    pub head: Hash,
+    /// Why it cannot be written now, if it cannot.
+    pub error: Option<String>,
+}
+
+/// Files that retention removed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cleaned {
+    /// Names of the files.
+    pub files: Vec<String>,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// The writer's handle.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    commands: Option<mpsc::Sender<writer::Command>>,
+    head: watch::Receiver<Head>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Drop for Inner {
+    /// Waits for the writer, so that the last handle's end is the log's.
+    fn drop(&mut self) {
+        drop(self.commands.take());
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the audit log's writer panicked");
+        }
+    }
+}
+
+impl Audit {
+    /// Takes the log in `config.dir` for this process alone, recovers it or begins one, and starts
+    /// the writer, which ends when the last handle goes.
+    ///
+    /// # Errors
+    /// When it is held by another process, cannot be read or written, or ends in a line that this
+    /// key did not sign: a second beginning would be a fork.
+    pub fn open(
+        config: Config,
+        signer: Arc<dyn AuditSigner>,
+        clock: SharedClock,
+        entropy: &dyn Entropy,
+    ) -> Result<Self, AuditError> {
+        let log = log::Log::open(config, signer, clock, entropy)?;
+        let (publish, head) = watch::channel(log.head());
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let writer = tasks::thread("audit", move || writer::run(log, queue, &publish))
+            .map_err(|e| AuditError(format!("no thread for its writer: {e}")))?;
+        let (commands, writer) = (Some(commands), Some(writer));
+        Ok(Self { inner: Arc::new(Inner { commands, head, writer }) })
+    }
+
+    /// Writes a line and returns its seq once it is durable.
+    ///
+    /// # Errors
+    /// When it is not durable; whatever needed it must not happen.
+    pub async fn append(&self, record: Record) -> Result<u64, AuditError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(writer::Command::Append(Box::new(record), reply)).await?;
+        answer.await.map_err(|_closed| gone())?
+    }
+
+    /// Removes the files of days beyond the retention, after a record that says so.
+    ///
+    /// # Errors
+    /// When the record is not durable, or a file cannot be removed.
+    pub async fn clean(&self) -> Result<Cleaned, AuditError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(writer::Command::Clean(reply)).await?;
+        answer.await.map_err(|_closed| gone())?
+    }
+
+    /// Where the log stands.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        self.inner.head.borrow().clone()
+    }
+
+    /// Changes whenever the log does.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Head> {
+        self.inner.head.clone()
+    }
+
+    async fn send(&self, command: writer::Command) -> Result<(), AuditError> {
+        let commands = self.inner.commands.as_ref().ok_or_else(gone)?;
+        commands.send(command).await.map_err(|_closed| gone())
+    }
+}
+
+fn gone() -> AuditError {
+    AuditError("its writer has ended; restart the agent".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! The log as an auditor finds it, after midnight, after crashes and after cleaning.
+
+use std::{fs, path::Path, time::Duration};
+
+use ed25519_dalek::{Signer as _, SigningKey};
+use jtnt_proto::{
+    audit::SealedLine,
+    audit_verify::{Summary, Verifier},
+    key::PublicKey,
+};
+
+use super::*;
+use crate::runtime::{clock::FixedClock, entropy::SeededEntropy};
+
+#[derive(Debug)]
+struct Key(SigningKey);
+
+impl AuditSigner for Key {
+    fn public_key(&self) -> PublicKey {
+        PublicKey::of(&self.0)
+    }
+
+    fn sign(&self, message: &[u8]) -> [u8; 64] {
+        self.0.sign(message).to_bytes()
+    }
+}
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    clock: Arc<FixedClock>,
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+impl Fixture {
+    fn new() -> Self {
+        let clock = FixedClock::at("2026-06-01T12:00:00Z");
+        Self { dir: tempfile::tempdir().unwrap(), clock }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.dir.path().join("audit")
+    }
+
+    fn open_as(&self, key: u8) -> Result<Audit, AuditError> {
+        let config = Config {
+            dir: self.dir(),
+            agent_id: "agent".into(),
+            retention_days: 30,
+            zone: TimeZone::UTC,
+        };
+        let signer = Arc::new(Key(SigningKey::from_bytes(&[key; 32])));
+        let clock = Arc::<FixedClock>::clone(&self.clock);
+        Audit::open(config, signer, clock, SeededEntropy::new(1).as_ref())
+    }
+
+    fn open(&self) -> Audit {
+        self.open_as(7).unwrap()
+    }
+
+    fn files(&self) -> Vec<String> {
+        reader::list(&self.dir()).unwrap().iter().map(reader::DayFile::name).collect()
+    }
+
+    fn today(&self) -> PathBuf {
+        reader::list(&self.dir()).unwrap().pop().unwrap().path
+    }
+
+    /// What an auditor's tool says of all files.
+    fn verify(&self) -> Summary {
+        let mut verifier = Verifier::new(Some(PublicKey::of(&SigningKey::from_bytes(&[7; 32]))));
+        for file in reader::list(&self.dir()).unwrap() {
+            verifier.begin_file(&file.name());
+            let mut found = verifier.feed(&fs::read(&file.path).unwrap());
+            found.extend(verifier.end_file());
+            assert!(found.is_empty(), "{found:?}");
+        }
+        verifier.finish()
+    }
+}
+
+fn record(n: u64) -> Record {
+    Record::of(Event::Startup).detail("n", n)
+}
+
+fn events(path: &Path) -> Vec<String> {
+    reader::Lines::of(path)
+        .unwrap()
+        .map(|raw| SealedLine::parse(&raw.unwrap().bytes).unwrap().line.event)
+        .collect()
+}
+
+#[tokio::test]
+async fn lines_are_chained_signed_and_counted_over_restarts() {
+    let fixture = Fixture::new();
+    for run in 0..3 {
+        let audit = fixture.open();
+        assert_eq!(audit.append(record(run)).await.unwrap(), run + 1, "0 is the genesis");
+        assert_eq!(audit.head().size, run + 2);
+    }
+    let summary = fixture.verify();
+    assert_eq!((summary.lines, summary.last_seq), (4, Some(3)));
+    assert_eq!(events(&fixture.today()), ["genesis", "startup", "startup", "startup"]);
+}
+
+#[tokio::test]
+async fn many_writers_get_one_line_each() {
+    let fixture = Fixture::new();
+    let audit = fixture.open();
+    let all = (0..100).map(|n| audit.append(record(n)));
+    let mut seqs: Vec<_> =
+        futures_util::future::join_all(all).await.into_iter().map(Result::unwrap).collect();
+    seqs.sort_unstable();
+    assert_eq!(seqs, (1..=100).collect::<Vec<_>>());
+    assert_eq!(fixture.verify().lines, 101);
+}
+
+#[tokio::test]
+async fn days_chain_and_a_clock_set_back_stays_in_the_newest() {
+    let fixture = Fixture::new();
+    let audit = fixture.open();
+    audit.append(record(0)).await.unwrap();
+    fixture.clock.advance(DAY);
+    audit.append(record(1)).await.unwrap();
+    fixture.clock.jump_to("2026-05-01T00:00:00Z");
+    audit.append(record(2)).await.unwrap();
+    assert_eq!(fixture.files(), ["audit-2026-06-01.log", "audit-2026-06-02.log"]);
+    assert_eq!(
+        events(&fixture.dir().join("audit-2026-06-01.log")),
+        ["genesis", "startup", "day_close"]
+    );
+    assert_eq!(events(&fixture.today()), ["day_open", "startup", "startup"]);
+    drop(audit);
+    let log_id = fixture.open().head().log_id;
+    assert_eq!(log_id.len(), 32, "found again though the genesis is in another file");
+    assert_eq!(fixture.verify().lines, 6);
+}
+
+#[tokio::test]
+async fn a_tail_torn_at_any_byte_is_kept_beside_and_the_log_goes_on() {
+    let fixture = Fixture::new();
+    {
+        let audit = fixture.open();
+        audit.append(record(0)).await.unwrap();
+        audit.append(record(1)).await.unwrap();
+    }
+    let path = fixture.today();
+    let whole = fs::read(&path).unwrap();
+    let last_line = whole[..whole.len() - 1].iter().rposition(|b| *b == b'\n').unwrap() + 1;
+    for cut in last_line + 1..whole.len() {
+        fs::write(&path, &whole[..cut]).unwrap();
+        assert_eq!(fixture.open().append(record(2)).await.unwrap(), 3, "cut at {cut}");
+        assert_eq!(events(&path), ["genesis", "startup", "recovered", "startup"]);
+        let kept = fixture.dir().join(format!("audit-2026-06-01.log.torn-{last_line}"));
+        assert_eq!(fs::read(kept).unwrap(), whole[last_line..cut]);
+        assert_eq!(fixture.verify().lines, 4);
+    }
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_in_the_file_at_that_moment() {
+    let fixture = Fixture::new();
+    let audit = fixture.open();
+    for n in 0..50 {
+        let seq = audit.append(record(n)).await.unwrap();
+        assert_eq!(events(&fixture.today()).len() as u64, seq + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_or_broken_end_is_no_place_to_go_on() {
+    let fixture = Fixture::new();
+    drop(fixture.open());
+    let refused = fixture.open_as(8).unwrap_err().to_string();
+    assert!(refused.contains("not signed by this agent's audit key"), "{refused}");
+    let path = fixture.today();
+    let mut broken = fs::read(&path).unwrap();
+    broken.extend_from_slice(b"{\"seq\":1}\n");
+    fs::write(&path, &broken).unwrap();
+    let refused = fixture.open_as(7).unwrap_err().to_string();
+    assert!(refused.contains("mv "), "{refused}");
+    assert_eq!(fs::read(&path).unwrap(), broken, "nothing was touched");
+}
+
+#[tokio::test]
+async fn two_writers_are_impossible() {
+    let fixture = Fixture::new();
+    let _first = fixture.open();
+    let refused = fixture.open_as(7).unwrap_err().to_string();
+    assert!(refused.contains("is held by process"), "{refused}");
+}
+
+#[tokio::test]
+async fn exactly_the_days_of_the_retention_are_kept() {
+    let fixture = Fixture::new();
+    let audit = fixture.open();
+    for _ in 0..31 {
+        audit.append(record(0)).await.unwrap();
+        fixture.clock.advance(DAY);
+    }
+    audit.append(record(0)).await.unwrap();
+    assert_eq!(fixture.files().len(), 32, "1 June to 2 July");
+    let cleaned = audit.clean().await.unwrap();
+    assert_eq!(cleaned.files, ["audit-2026-06-01.log"], "2 June is 30 days old and stays");
+    assert_eq!(audit.clean().await.unwrap(), Cleaned::default(), "nothing twice");
+    assert_eq!(events(&fixture.today()), ["day_open", "startup", "prune"]);
+    drop(audit);
+    assert_eq!(fixture.open().append(record(1)).await.unwrap(), audit_size(&fixture) - 1);
+}
+
+fn audit_size(fixture: &Fixture) -> u64 {
+    let last = reader::Lines::of(&fixture.today()).unwrap().last().unwrap().unwrap();
+    SealedLine::parse(&last.bytes).unwrap().line.seq + 1
+}
+
+#[tokio::test]
+async fn a_record_that_is_too_long_is_cut_not_lost() {
+    let fixture = Fixture::new();
+    let audit = fixture.open();
+    let mut long = record(0).detail("output", "x".repeat(100_000));
+    long.command = Some("é".repeat(50_000));
+    audit.append(long).await.unwrap();
+    audit.append(record(1)).await.unwrap();
+    assert_eq!(fixture.verify().lines, 3);
+}
+
+#[test]
+fn files_with_other_names_are_not_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["audit-2026-6-1.log", "audit-2026-06-01.log.torn-3", "audit-.log", "audit.pub"] {
+        fs::write(dir.path().join(name), b"x").unwrap();
+    }
+    assert!(reader::list(dir.path()).unwrap().is_empty());
+}

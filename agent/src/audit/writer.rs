@@ -1,0 +1,57 @@
+//! The writer's thread: what has gathered since the last sync becomes the next batch.
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{AuditError, Cleaned, Head, Record, log::Log};
+
+/// Lines in one batch.
+const BATCH: usize = 256;
+
+type Reply<T> = oneshot::Sender<Result<T, AuditError>>;
+
+#[derive(Debug)]
+pub(super) enum Command {
+    Append(Box<Record>, Reply<u64>),
+    Clean(Reply<Cleaned>),
+}
+
+/// Serves until the last handle is gone.
+pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch::Sender<Head>) {
+    while let Some(first) = queue.blocking_recv() {
+        let (mut records, mut replies, mut cleans) = (Vec::new(), Vec::new(), Vec::new());
+        let mut next = Some(first);
+        while let Some(command) = next.take() {
+            match command {
+                Command::Append(record, reply) => {
+                    records.push(*record);
+                    replies.push(reply);
+                }
+                Command::Clean(reply) => cleans.push(reply),
+            }
+            if records.len() < BATCH {
+                next = queue.try_recv().ok();
+            }
+        }
+        // Whoever no longer waits has its line all the same, hence the unread results below.
+        match log.append(records) {
+            Ok(seqs) => {
+                head.send_replace(log.head());
+                for (reply, seq) in replies.into_iter().zip(seqs) {
+                    let _gone = reply.send(Ok(seq));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, lines = replies.len(), "audit lines are not durable");
+                head.send_replace(log.head());
+                for reply in replies {
+                    let _gone = reply.send(Err(error.clone()));
+                }
+            }
+        }
+        for reply in cleans {
+            let cleaned = log.clean();
+            head.send_replace(log.head());
+            let _gone = reply.send(cleaned);
+        }
+    }
+}
