@@ -1,4 +1,17 @@
-//! The JTNT endpoint agent.
+//! The JTNT endpoint agent, floor by floor.
+//!
+//! A module names only lower floors; modules of one floor do not know each other and meet in the
+//! composition root. `agent/tests/architecture.rs` holds this.
+//!
+//! | floor | modules | what they are for |
+//! | --- | --- | --- |
+//! | ground | [`runtime`] | clock, chance, tasks, durable files, locks: all that would make a run differ from the next |
+//! | decisions | [`domain`] | ids, job states, the policy engine: no I/O, no clock |
+//! | facts | [`trust`], [`store`], [`audit`], [`telemetry`] | what was signed, what survives, what is logged, what is shown |
+//!
+//! Data flows one way. Bytes of the hub become a [`trust::Verified`] or are dropped; a verified job
+//! is put to the [`domain::policy::Engine`]; what is allowed is first written to the [`audit::Audit`]
+//! log and to the [`store::Journal`], each on disk before its effect.
 
 pub mod audit;
 pub mod domain;

@@ -10,7 +10,7 @@ use jtnt_proto::{
 };
 
 use super::*;
-use crate::runtime::{clock::FixedClock, entropy::SeededEntropy};
+use crate::runtime::{clock::FixedClock, durable, entropy::SeededEntropy};
 
 #[derive(Debug)]
 struct Key(SigningKey);
@@ -148,7 +148,7 @@ async fn a_tail_torn_at_any_byte_is_kept_beside_and_the_log_goes_on() {
     let whole = fs::read(&path).unwrap();
     let last_line = whole[..whole.len() - 1].iter().rposition(|b| *b == b'\n').unwrap() + 1;
     for cut in last_line + 1..whole.len() {
-        fs::write(&path, &whole[..cut]).unwrap();
+        durable::replace(&path, &whole[..cut], 0o640).unwrap();
         assert_eq!(fixture.open().append(record(2)).await.unwrap(), 3, "cut at {cut}");
         assert_eq!(events(&path), ["genesis", "startup", "recovered", "startup"]);
         let kept = fixture.dir().join(format!("audit-2026-06-01.log.torn-{last_line}"));
@@ -176,7 +176,7 @@ async fn a_foreign_or_broken_end_is_no_place_to_go_on() {
     let path = fixture.today();
     let mut broken = fs::read(&path).unwrap();
     broken.extend_from_slice(b"{\"seq\":1}\n");
-    fs::write(&path, &broken).unwrap();
+    durable::replace(&path, &broken, 0o640).unwrap();
     let refused = fixture.open_as(7).unwrap_err().to_string();
     assert!(refused.contains("mv "), "{refused}");
     assert_eq!(fs::read(&path).unwrap(), broken, "nothing was touched");
@@ -228,7 +228,7 @@ async fn a_record_that_is_too_long_is_cut_not_lost() {
 fn files_with_other_names_are_not_the_log() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["audit-2026-6-1.log", "audit-2026-06-01.log.torn-3", "audit-.log", "audit.pub"] {
-        fs::write(dir.path().join(name), b"x").unwrap();
+        durable::replace(&dir.path().join(name), b"x", 0o640).unwrap();
     }
     assert!(reader::list(dir.path()).unwrap().is_empty());
 }
