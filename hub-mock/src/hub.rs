@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -55,6 +56,8 @@ pub(crate) struct Core {
     inner: Mutex<Inner>,
     journal: Journal,
     changes: watch::Sender<u64>,
+    /// After the journal, which is written to the end before the folder is given up.
+    _lock: File,
 }
 
 /// State with what need not survive a restart.
@@ -91,7 +94,7 @@ impl Core {
     pub(crate) fn new(
         settings: Settings,
         authority: Authority,
-        (state, journal): (State, Journal),
+        (state, journal, lock): (State, Journal, File),
     ) -> Self {
         Self {
             settings,
@@ -102,6 +105,7 @@ impl Core {
             stop: CancellationToken::new(),
             inner: Mutex::new(Inner { state, live: BTreeMap::new() }),
             journal,
+            _lock: lock,
             changes: watch::Sender::new(0),
         }
     }

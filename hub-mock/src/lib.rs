@@ -19,6 +19,7 @@
 //! # Ok(()) }
 //! ```
 
+mod builder;
 pub mod cli;
 mod clock;
 mod control;
@@ -38,9 +39,10 @@ mod tls;
 mod view;
 
 pub use crate::{
+    builder::Builder,
     error::HubError,
     faults::{Fault, Kind, Route},
-    handle::{Builder, Handle},
+    handle::Handle,
     record::{Filter, Recorded},
     state::{OldCertificates, Standing},
     view::{AgentView, CertificateView, JobSummary, JobView},

@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use crate::faults::Route;
 
 /// Requests that are remembered.
-const MAX_RECORDS: usize = 10_000;
+const MAX_RECORDS: usize = 4096;
 /// Bodies up to this many bytes are kept as JSON.
-pub(crate) const MAX_KEPT_BODY_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_KEPT_BODY_BYTES: usize = 16 * 1024;
 
 /// One request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
