@@ -105,7 +105,7 @@ impl Builder {
         self
     }
 
-    /// The pause between the pieces of an answer under [`Kind::Slow`].
+    /// The pause between the pieces of an answer under [`Kind::Slow`](crate::faults::Kind::Slow).
     pub const fn slow_pause(mut self, pause: Duration) -> Self {
         self.settings.slow_pause = pause;
         self
