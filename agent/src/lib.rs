@@ -7,14 +7,17 @@
 //! | --- | --- | --- |
 //! | ground | [`runtime`] | clock, chance, tasks, durable files, locks: all that would make a run differ from the next |
 //! | decisions | [`domain`] | ids, job states, the policy engine: no I/O, no clock |
-//! | facts | [`trust`], [`store`], [`audit`], [`telemetry`] | what was signed, what survives, what is logged, what is shown |
+//! | facts | [`trust`], [`store`], [`audit`], [`platform`], [`telemetry`] | what was signed, what survives, what is logged, what differs between systems, what is shown |
+//! | wishes | [`config`] | the configuration file, the only reader of file and environment |
 //!
 //! Data flows one way. Bytes of the hub become a [`trust::Verified`] or are dropped; a verified job
 //! is put to the [`domain::policy::Engine`]; what is allowed is first written to the [`audit::Audit`]
 //! log and to the [`store::Journal`], each on disk before its effect.
 
 pub mod audit;
+pub mod config;
 pub mod domain;
+pub mod platform;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;

@@ -5,8 +5,13 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Lowest floor first; modules on one floor do not know each other.
-const FLOORS: &[&[&str]] =
-    &[&["runtime"], &["domain"], &["trust", "store", "audit", "telemetry"], &["lib"]];
+const FLOORS: &[&[&str]] = &[
+    &["runtime"],
+    &["domain"],
+    &["trust", "store", "audit", "platform", "telemetry"],
+    &["config"],
+    &["lib"],
+];
 
 /// What may stand only below one folder or in one file.
 const MONOPOLIES: &[(&str, &str)] = &[

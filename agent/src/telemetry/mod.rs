@@ -1,3 +1,6 @@
 //! What the agent tells about itself: logs, metrics, and the two loopback endpoints.
 
+pub mod http;
+pub mod log;
 pub mod metrics;
+pub mod system;
