@@ -8,6 +8,7 @@
 //! | ground | [`runtime`] | clock, chance, tasks, durable files, locks: all that would make a run differ from the next |
 //! | decisions | [`domain`] | ids, job states, the policy engine: no I/O, no clock |
 //! | facts | [`trust`], [`store`], [`audit`], [`platform`], [`telemetry`] | what was signed, what survives, what is logged, what differs between systems, what is shown |
+//! | door | [`gate`] | the policy's answer about a real file, opened once |
 //! | wishes | [`config`] | the configuration file, the only reader of file and environment |
 //!
 //! Data flows one way. Bytes of the hub become a [`trust::Verified`] or are dropped; a verified job
@@ -17,6 +18,7 @@
 pub mod audit;
 pub mod config;
 pub mod domain;
+pub mod gate;
 pub mod platform;
 pub mod runtime;
 pub mod store;

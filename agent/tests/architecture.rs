@@ -9,6 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["runtime"],
     &["domain"],
     &["trust", "store", "audit", "platform", "telemetry"],
+    &["gate"],
     &["config"],
     &["lib"],
 ];
