@@ -9,6 +9,7 @@
 //! | decisions | [`domain`] | ids, job states, the policy engine: no I/O, no clock |
 //! | facts | [`trust`], [`store`], [`audit`], [`platform`], [`telemetry`] | what was signed, what survives, what is logged, what differs between systems, what is shown |
 //! | door | [`gate`] | the policy's answer about a real file, opened once |
+//! | work | [`policy`] | the policy: fetched, judged, kept |
 //! | wishes | [`config`] | the configuration file, the only reader of file and environment |
 //!
 //! Data flows one way. Bytes of the hub become a [`trust::Verified`] or are dropped; a verified job
@@ -20,6 +21,7 @@ pub mod config;
 pub mod domain;
 pub mod gate;
 pub mod platform;
+pub mod policy;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;
