@@ -1,31 +1,30 @@
-//! The log's own state: where the chain stands, which day's file is open, and how both are found
-//! again after a crash.
+//! The log's own state: where the chain stands, which day's file is open, and what is on disk.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write as _},
-    path::Path,
     sync::Arc,
 };
 
 use jiff::civil::Date;
 use jtnt_proto::{
-    audit::{self as format, Event, Line, MAX_LINE_BYTES, SealedLine, ZERO},
+    audit::{self as format, Event, Line, MAX_LINE_BYTES, ZERO},
     bytes::Hash,
 };
 use serde_json::{Map, Value, json};
 
 use super::{
-    AuditError, Cleaned, Config, Head, Record,
+    AuditError, Cleaned, Config, FILE_MODE, Head, Record,
     files::{self, DayFile},
-    reader,
+    recover::{self, End, fault},
 };
 use crate::runtime::{
     clock::SharedClock, durable, entropy::Entropy, lock::Lock, signer::AuditSigner,
 };
 
-const FILE_MODE: u32 = 0o640;
 const DIR_MODE: u32 = 0o750;
+/// Lines beyond this go with the next sync, so that a crash leaves no longer traces.
+pub(super) const MAX_BATCH_BYTES: usize = 1 << 20;
 /// Text of a record that is too long is cut to this many characters.
 const CUT_CHARS: usize = 1024;
 
@@ -36,6 +35,8 @@ pub(super) struct Log {
     clock: SharedClock,
     /// `None` after a failure, until the end was looked at anew.
     open: Option<Open>,
+    /// The file that was last synced, and its length then.
+    synced: Option<(DayFile, u64)>,
     last: Head,
     _lock: Lock,
 }
@@ -45,6 +46,8 @@ pub(super) struct Log {
 struct Open {
     day: DayFile,
     file: File,
+    /// Bytes in the file.
+    length: u64,
     log_id: String,
     size: u64,
     head: Hash,
@@ -52,11 +55,10 @@ struct Open {
     pending: Vec<u8>,
 }
 
-/// Torn bytes that were set aside.
-struct Torn {
-    file: String,
-    kept_as: String,
-    bytes: usize,
+impl Open {
+    fn at(day: DayFile, file: File, size: u64, log_id: String) -> Self {
+        Self { day, file, length: 0, log_id, size, head: ZERO, pending: Vec::new() }
+    }
 }
 
 impl Log {
@@ -71,12 +73,12 @@ impl Log {
         let lock =
             Lock::take(&config.dir.join("lock"), &who).map_err(|e| AuditError(e.to_string()))?;
         let last = Head { log_id: String::new(), size: 0, head: ZERO, error: None };
-        let mut log = Self { config, signer, clock, open: None, last, _lock: lock };
-        if files::list(&log.config.dir).map_err(|e| fault(&log.config.dir, &e))?.is_empty() {
-            log.begin(entropy)?;
-        } else {
-            log.recover()?;
-        }
+        let mut log = Self { config, signer, clock, open: None, synced: None, last, _lock: lock };
+        let opened = match recover::find(&log.config.dir, &log.signer.public_key())? {
+            Some(end) if end.log_id.is_some() => log.resume(end),
+            begun => log.begin(begun, entropy),
+        };
+        log.settle(opened)?;
         Ok(log)
     }
 
@@ -119,86 +121,77 @@ impl Log {
         for record in records {
             self.turn_day()?;
             seqs.push(self.write(record)?);
+            if self.opened()?.pending.len() > MAX_BATCH_BYTES - MAX_LINE_BYTES {
+                self.sync()?;
+            }
         }
         self.sync()?;
         Ok(seqs)
     }
 
-    fn begin(&mut self, entropy: &dyn Entropy) -> Result<(), AuditError> {
+    /// Begins the log, also in a file that a crash left without a line.
+    fn begin(&mut self, found: Option<End>, entropy: &dyn Entropy) -> Result<(), AuditError> {
         let mut raw = [0; 16];
         entropy.fill(&mut raw).map_err(|e| AuditError(format!("no random log id: {e}")))?;
-        let day = DayFile::of(&self.config.dir, self.today());
-        let file = create(&day)?;
         let log_id = hex::encode(raw);
+        let (day, file, recovered) = match found {
+            Some(end) => (end.newest.clone(), append_to(&end.newest)?, end.recovered),
+            None => {
+                let day = DayFile::of(&self.config.dir, self.today());
+                let file = create(&day)?;
+                (day, file, Vec::new())
+            }
+        };
         let key = self.signer.public_key().to_string();
         let genesis =
             Record::of(Event::Genesis).detail("log_id", log_id.as_str()).detail("public_key", key);
-        self.open = Some(Open { day, file, log_id, size: 0, head: ZERO, pending: Vec::new() });
-        let written = self.write(genesis).and_then(|_seq| self.sync());
-        self.settle(written)
-    }
-
-    /// Finds the end of the chain: the last whole line of the newest file that has one. Torn bytes
-    /// behind it were never acknowledged; they are kept beside the file.
-    fn recover(&mut self) -> Result<(), AuditError> {
-        let dir = self.config.dir.clone();
-        let days = files::list(&dir).map_err(|e| fault(&dir, &e))?;
-        let newest = days.last().ok_or_else(|| {
-            AuditError(format!("{} has lost its files; restore them", dir.display()))
-        })?;
-        let (mut torn, mut last) = (Vec::new(), None);
-        for day in days.iter().rev() {
-            let tail = files::tail(&day.path).map_err(|e| fault(&day.path, &e))?;
-            if !tail.torn.is_empty() {
-                torn.push(set_aside(day, &tail).map_err(|e| fault(&day.path, &e))?);
-            }
-            if let Some(line) = tail.last {
-                last = Some((day, line));
-                break;
-            }
-        }
-        let (size, head, log_id) = match last {
-            Some((day, line)) => self.end_of_chain(day, &line)?,
-            None => {
-                return Err(AuditError(format!(
-                    "{} holds no whole line; move the files away to begin a new log",
-                    dir.display()
-                )));
-            }
-        };
-        let file = append_to(&newest.path).map_err(|e| fault(&newest.path, &e))?;
-        self.open =
-            Some(Open { day: newest.clone(), file, log_id, size, head, pending: Vec::new() });
-        for torn in torn {
-            let record = Record::of(Event::Recovered)
-                .detail("file", torn.file)
-                .detail("kept_as", torn.kept_as)
-                .detail("bytes", torn.bytes);
+        self.adopt(Open::at(day, file, 0, log_id))?;
+        for record in std::iter::once(genesis).chain(recovered) {
             self.write(record)?;
         }
-        let synced = self.sync();
-        self.settle(synced)
+        self.sync()
     }
 
-    fn end_of_chain(&self, day: &DayFile, raw: &[u8]) -> Result<(u64, Hash, String), AuditError> {
-        let refuse = |why: String| {
-            AuditError(format!(
-                "the last line of {} {why}; to keep it as evidence and begin a new log, type: \
-                 mv {dir} {dir}.broken",
-                day.path.display(),
-                dir = self.config.dir.display()
-            ))
-        };
-        let line = SealedLine::parse(raw).map_err(|e| refuse(format!("cannot be read: {e}")))?;
-        if !line.is_signed_by(&self.signer.public_key()) {
-            return Err(refuse("is not signed by this agent's audit key".to_owned()));
+    /// Looks at the files anew after a failure.
+    fn recover(&mut self) -> Result<(), AuditError> {
+        let dir = &self.config.dir;
+        if let Some((last, length)) = &self.synced {
+            for day in files::list(dir).map_err(|e| fault(dir, &e))? {
+                // A later file was made since, so nothing of it is known to be on disk.
+                let from = if day == *last { *length } else { 0 };
+                if day >= *last {
+                    recover::rewrite(&day.path, from).map_err(|e| fault(&day.path, &e))?;
+                }
+            }
         }
-        let log_id = reader::first_line(&day.path)
-            .map_err(|e| fault(&day.path, &e))?
-            .and_then(|first| Some(SealedLine::parse(&first).ok()?.line.details))
-            .and_then(|details| details.get("log_id")?.as_str().map(str::to_owned))
-            .ok_or_else(|| refuse("follows a first line without log_id".to_owned()))?;
-        Ok((line.line.seq + 1, line.leaf_hash(), log_id))
+        match recover::find(dir, &self.signer.public_key())? {
+            Some(end) if end.log_id.is_some() => self.resume(end),
+            _ => Err(AuditError(format!(
+                "{} has lost its lines; restore them, or restart the agent to begin a new log",
+                dir.display()
+            ))),
+        }
+    }
+
+    /// Goes on behind the last line. What was torn off is recorded first.
+    fn resume(&mut self, end: End) -> Result<(), AuditError> {
+        let file = append_to(&end.newest)?;
+        let mut open = Open::at(end.newest, file, end.size, end.log_id.unwrap_or_default());
+        open.head = end.head;
+        self.adopt(open)?;
+        if end.unopened {
+            self.open_day(end.previous.as_ref())?;
+        }
+        for record in end.recovered {
+            self.write(record)?;
+        }
+        self.sync()
+    }
+
+    fn adopt(&mut self, mut open: Open) -> Result<(), AuditError> {
+        open.length = open.file.metadata().map_err(|e| fault(&open.day.path, &e))?.len();
+        self.open = Some(open);
+        Ok(())
     }
 
     /// The civil day of the machine.
@@ -224,10 +217,17 @@ impl Log {
         let next = DayFile::of(&self.config.dir, today);
         let file = create(&next)?;
         let open = self.opened()?;
-        (open.day, open.file) = (next, file);
-        let log_id = open.log_id.clone();
-        let record =
-            Record::of(Event::DayOpen).detail("log_id", log_id).detail("previous", day.name());
+        (open.day, open.file, open.length) = (next, file, 0);
+        self.open_day(Some(&day))
+    }
+
+    /// The first line of a file names the log, so that the end of the chain is found without the
+    /// files before it.
+    fn open_day(&mut self, previous: Option<&DayFile>) -> Result<(), AuditError> {
+        let mut record = Record::of(Event::DayOpen).detail("log_id", self.opened()?.log_id.clone());
+        if let Some(previous) = previous {
+            record = record.detail("previous", previous.name());
+        }
         self.write(record).map(drop)
     }
 
@@ -242,25 +242,24 @@ impl Log {
         let listed = files::list(&dir).map_err(|e| fault(&dir, &e))?;
         let old: Vec<_> =
             listed.into_iter().filter(|d| d.day < keep && d.day < current.day).collect();
+        // A record holds so many files and no more; the rest go with the next cleaning.
+        let old: Vec<_> = old.into_iter().take(MAX_PRUNED).collect();
+        if old.is_empty() {
+            return Ok(Cleaned::default());
+        }
         let mut cleaned = Cleaned::default();
         let mut described = Vec::new();
         for day in &old {
-            let (hash, bytes) = files::digest(&day.path).map_err(|e| fault(&day.path, &e))?;
-            described.push(json!({"file": day.name(), "sha256": hash, "bytes": bytes}));
-            cleaned.files.push(day.name());
-            cleaned.bytes += bytes;
-        }
-        // A record holds so many files and no more; the rest go with the next cleaning.
-        described.truncate(MAX_PRUNED);
-        cleaned.files.truncate(MAX_PRUNED);
-        if described.is_empty() {
-            return Ok(cleaned);
+            described.push(describe(day, &mut cleaned).map_err(|e| fault(&day.path, &e))?);
         }
         self.turn_day()?;
         self.write(Record::of(Event::Prune).detail("files", described))?;
         self.sync()?;
-        for day in old.iter().take(MAX_PRUNED) {
-            durable::remove(&day.path).map_err(|e| fault(&day.path, &e))?;
+        for day in &old {
+            let torn = files::torn_of(&dir, day).map_err(|e| fault(&dir, &e))?;
+            for path in torn.iter().chain([&day.path]) {
+                durable::remove(path).map_err(|e| fault(path, &e))?;
+            }
         }
         Ok(cleaned)
     }
@@ -302,7 +301,10 @@ impl Log {
         }
         let pending = std::mem::take(&mut open.pending);
         let synced = open.file.write_all(&pending).and_then(|()| open.file.sync_data());
-        synced.map_err(|e| fault(&open.day.path, &e))
+        synced.map_err(|e| fault(&open.day.path, &e))?;
+        open.length += pending.len() as u64;
+        self.synced = Some((open.day.clone(), open.length));
+        Ok(())
     }
 
     fn opened(&mut self) -> Result<&mut Open, AuditError> {
@@ -311,7 +313,7 @@ impl Log {
 }
 
 /// Files in one prune record: as many as fit a line.
-const MAX_PRUNED: usize = 366;
+const MAX_PRUNED: usize = 256;
 
 /// Signs a line; one that is too long loses its details and the end of its texts first.
 fn seal(mut line: Line, signer: &dyn AuditSigner) -> Result<Vec<u8>, AuditError> {
@@ -347,20 +349,99 @@ fn create(day: &DayFile) -> Result<File, AuditError> {
         .map_err(|e| fault(&day.path, &e))
 }
 
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).open(path)
+fn append_to(day: &DayFile) -> Result<File, AuditError> {
+    OpenOptions::new().append(true).open(&day.path).map_err(|e| fault(&day.path, &e))
 }
 
-/// Keeps torn bytes in a file of their own, durably, then cuts them off.
-fn set_aside(day: &DayFile, tail: &files::Tail) -> io::Result<Torn> {
-    let kept_as = format!("{}.torn-{}", day.name(), tail.whole);
-    durable::replace(&day.path.with_file_name(&kept_as), &tail.torn, FILE_MODE)?;
-    let file = OpenOptions::new().write(true).open(&day.path)?;
-    file.set_len(tail.whole)?;
-    file.sync_all()?;
-    Ok(Torn { file: day.name(), kept_as, bytes: tail.torn.len() })
+/// A file as a prune record shows it.
+fn describe(day: &DayFile, cleaned: &mut Cleaned) -> io::Result<Value> {
+    let (sha256, bytes) = files::digest(&day.path)?;
+    let (first_seq, last_seq) = recover::seqs(&day.path)?;
+    cleaned.files.push(day.name());
+    cleaned.bytes += bytes;
+    let mut shown = json!({"file": day.name(), "sha256": sha256, "bytes": bytes});
+    for (name, seq) in [("first_seq", first_seq), ("last_seq", last_seq)] {
+        if let (Some(seq), Some(shown)) = (seq, shown.as_object_mut()) {
+            shown.insert(name.to_owned(), seq.into());
+        }
+    }
+    Ok(shown)
 }
 
-fn fault(path: &Path, error: &io::Error) -> AuditError {
-    AuditError(format!("{}: {error}", path.display()))
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Fixture, events, record};
+    use super::*;
+    use crate::runtime::{clock::FixedClock, entropy::SeededEntropy};
+
+    fn open(fixture: &Fixture) -> Log {
+        let clock = Arc::<FixedClock>::clone(&fixture.clock);
+        let entropy = SeededEntropy::new(1);
+        Log::open(fixture.config(), Fixture::signer(7), clock, entropy.as_ref()).unwrap()
+    }
+
+    fn append_one(log: &mut Log) -> Result<u64, AuditError> {
+        log.append(vec![record(0)]).map(|seqs| seqs[0])
+    }
+
+    #[test]
+    fn a_full_disk_is_told_and_the_log_goes_on_when_there_is_room() {
+        let fixture = Fixture::new();
+        let mut log = open(&fixture);
+        append_one(&mut log).unwrap();
+        let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
+        log.open.as_mut().unwrap().file = full;
+        let refused = append_one(&mut log).unwrap_err().to_string();
+        assert!(refused.contains("No space left on device"), "{refused}");
+        assert_eq!(log.head().error, Some(refused));
+        assert_eq!(log.head().size, 2, "what was lost does not count");
+        assert_eq!(append_one(&mut log).unwrap(), 2);
+        assert_eq!(log.head().error, None);
+        assert_eq!(fixture.verify().lines, 3);
+    }
+
+    #[test]
+    fn a_failed_sync_loses_the_batch_and_the_end_is_looked_at_anew() {
+        let fixture = Fixture::new();
+        let mut log = open(&fixture);
+        // A pipe takes the bytes and cannot be synced.
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        log.open.as_mut().unwrap().file = writer.into();
+        append_one(&mut log).unwrap_err();
+        assert_eq!(append_one(&mut log).unwrap(), 1, "the lost line's seq was never in the file");
+        assert_eq!(fixture.verify().lines, 2);
+    }
+
+    #[test]
+    fn whole_lines_of_a_lost_batch_stay_and_half_ones_are_set_aside() {
+        let fixture = Fixture::new();
+        let mut log = open(&fixture);
+        append_one(&mut log).unwrap();
+        let acknowledged = log.synced.clone();
+        append_one(&mut log).unwrap();
+        // As if the sync after this second line had failed, and half a third had landed.
+        log.synced = acknowledged;
+        log.opened().unwrap().file.write_all(b"{\"timestamp\":").unwrap();
+        log.open = None;
+        assert_eq!(append_one(&mut log).unwrap(), 4);
+        assert_eq!(
+            events(&fixture.today()),
+            ["genesis", "startup", "startup", "recovered", "startup"]
+        );
+        assert_eq!(fixture.verify().lines, 5);
+    }
+
+    #[test]
+    fn a_log_that_vanished_is_not_begun_again_behind_the_callers_back() {
+        let fixture = Fixture::new();
+        let mut log = open(&fixture);
+        let kept = fixture.dir().join("elsewhere");
+        std::fs::rename(fixture.today(), &kept).unwrap();
+        log.open = None;
+        let refused = append_one(&mut log).unwrap_err().to_string();
+        assert!(refused.contains("has lost its lines"), "{refused}");
+        std::fs::rename(kept, fixture.dir().join("audit-2026-06-01.log")).unwrap();
+        append_one(&mut log).unwrap();
+        assert_eq!(fixture.verify().lines, 2);
+    }
 }

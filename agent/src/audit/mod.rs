@@ -8,6 +8,7 @@
 mod files;
 mod log;
 pub mod reader;
+mod recover;
 mod writer;
 
 use std::{path::PathBuf, sync::Arc, thread::JoinHandle};
@@ -24,6 +25,8 @@ use crate::runtime::{clock::SharedClock, entropy::Entropy, signer::AuditSigner, 
 
 /// How many records wait for the writer before their senders do.
 const QUEUE: usize = 1024;
+/// Readable for a group of auditors, writable for the agent.
+const FILE_MODE: u32 = 0o640;
 
 /// What is to be logged. The writer adds time, sequence, chain and signature.
 #[derive(Debug, Clone)]
@@ -103,7 +106,7 @@ pub struct Head {
     pub size: u64,
     /// Leaf hash of the last line.
     pub head: Hash,
-    /// Why it cannot be written now, if it cannot.
+    /// Why it could not be written the last time; the next record tries again.
     pub error: Option<String>,
 }
 

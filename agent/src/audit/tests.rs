@@ -13,7 +13,7 @@ use super::*;
 use crate::runtime::{clock::FixedClock, durable, entropy::SeededEntropy};
 
 #[derive(Debug)]
-struct Key(SigningKey);
+pub(super) struct Key(SigningKey);
 
 impl AuditSigner for Key {
     fn public_key(&self) -> PublicKey {
@@ -25,31 +25,38 @@ impl AuditSigner for Key {
     }
 }
 
-struct Fixture {
+pub(super) struct Fixture {
     dir: tempfile::TempDir,
-    clock: Arc<FixedClock>,
+    pub(super) clock: Arc<FixedClock>,
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let clock = FixedClock::at("2026-06-01T12:00:00Z");
         Self { dir: tempfile::tempdir().unwrap(), clock }
     }
 
-    fn dir(&self) -> PathBuf {
+    pub(super) fn dir(&self) -> PathBuf {
         self.dir.path().join("audit")
     }
 
-    fn open_as(&self, key: u8) -> Result<Audit, AuditError> {
-        let config = Config {
+    pub(super) fn config(&self) -> Config {
+        Config {
             dir: self.dir(),
             agent_id: "agent".into(),
             retention_days: 30,
             zone: TimeZone::UTC,
-        };
-        let signer = Arc::new(Key(SigningKey::from_bytes(&[key; 32])));
+        }
+    }
+
+    pub(super) fn signer(key: u8) -> Arc<dyn AuditSigner> {
+        Arc::new(Key(SigningKey::from_bytes(&[key; 32])))
+    }
+
+    fn open_as(&self, key: u8) -> Result<Audit, AuditError> {
+        let (config, signer) = (self.config(), Self::signer(key));
         let clock = Arc::<FixedClock>::clone(&self.clock);
         Audit::open(config, signer, clock, SeededEntropy::new(1).as_ref())
     }
@@ -58,16 +65,16 @@ impl Fixture {
         self.open_as(7).unwrap()
     }
 
-    fn files(&self) -> Vec<String> {
+    pub(super) fn files(&self) -> Vec<String> {
         reader::list(&self.dir()).unwrap().iter().map(reader::DayFile::name).collect()
     }
 
-    fn today(&self) -> PathBuf {
+    pub(super) fn today(&self) -> PathBuf {
         reader::list(&self.dir()).unwrap().pop().unwrap().path
     }
 
     /// What an auditor's tool says of all files.
-    fn verify(&self) -> Summary {
+    pub(super) fn verify(&self) -> Summary {
         let mut verifier = Verifier::new(Some(PublicKey::of(&SigningKey::from_bytes(&[7; 32]))));
         for file in reader::list(&self.dir()).unwrap() {
             verifier.begin_file(&file.name());
@@ -79,11 +86,11 @@ impl Fixture {
     }
 }
 
-fn record(n: u64) -> Record {
+pub(super) fn record(n: u64) -> Record {
     Record::of(Event::Startup).detail("n", n)
 }
 
-fn events(path: &Path) -> Vec<String> {
+pub(super) fn events(path: &Path) -> Vec<String> {
     reader::Lines::of(path)
         .unwrap()
         .map(|raw| SealedLine::parse(&raw.unwrap().bytes).unwrap().line.event)
@@ -151,10 +158,79 @@ async fn a_tail_torn_at_any_byte_is_kept_beside_and_the_log_goes_on() {
         durable::replace(&path, &whole[..cut], 0o640).unwrap();
         assert_eq!(fixture.open().append(record(2)).await.unwrap(), 3, "cut at {cut}");
         assert_eq!(events(&path), ["genesis", "startup", "recovered", "startup"]);
-        let kept = fixture.dir().join(format!("audit-2026-06-01.log.torn-{last_line}"));
-        assert_eq!(fs::read(kept).unwrap(), whole[last_line..cut]);
+        let n = cut - last_line;
+        let kept = fixture.dir().join(format!("audit-2026-06-01.log.torn-{n}"));
+        assert_eq!(fs::read(kept).unwrap(), whole[last_line..cut], "nothing is overwritten");
         assert_eq!(fixture.verify().lines, 4);
     }
+}
+
+#[tokio::test]
+async fn blocks_that_a_power_cut_left_unwritten_are_set_aside_whatever_follows_them() {
+    let fixture = Fixture::new();
+    drop(fixture.open());
+    let path = fixture.today();
+    let whole = fs::read(&path).unwrap();
+    for zeros in [1, 4096, 300_000] {
+        let hole = [vec![0; zeros], whole.clone()].concat();
+        durable::replace(&path, &[whole.clone(), hole.clone()].concat(), 0o640).unwrap();
+        assert_eq!(fixture.open().append(record(0)).await.unwrap(), 2);
+        assert_eq!(events(&path), ["genesis", "recovered", "startup"]);
+    }
+    assert_eq!(fixture.verify().lines, 3);
+}
+
+#[tokio::test]
+async fn a_crash_during_the_first_write_leaves_a_log_that_can_begin() {
+    let fixture = Fixture::new();
+    drop(fixture.open());
+    let path = fixture.today();
+    let whole = fs::read(&path).unwrap();
+    for left in [0, 1, whole.len() - 1] {
+        durable::replace(&path, &whole[..left], 0o640).unwrap();
+        drop(fixture.open());
+        assert_eq!(events(&path).len(), if left == 0 { 1 } else { 2 });
+        assert_eq!(fixture.verify().first_seq, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_midnight_leaves_days_that_chain() {
+    let fixture = Fixture::new();
+    drop(fixture.open());
+    fixture.clock.advance(DAY);
+    fixture.open().append(record(0)).await.unwrap();
+    let second = fixture.today();
+    let whole = fs::read(&second).unwrap();
+    // The new file was made, and nothing or half a line is in it.
+    for left in [0, 10] {
+        durable::replace(&second, &whole[..left], 0o640).unwrap();
+        for _restart in 0..2 {
+            fixture.open().append(record(1)).await.unwrap();
+        }
+        assert_eq!(events(&second)[0], "day_open");
+        fixture.verify();
+    }
+    // The day was closed, and the new file is not there.
+    fs::remove_file(&second).unwrap();
+    fixture.open().append(record(2)).await.unwrap();
+    assert_eq!(events(&second), ["day_open", "startup"]);
+    fixture.verify();
+}
+
+#[tokio::test]
+async fn local_midnight_turns_the_file() {
+    let fixture = Fixture::new();
+    let zone = TimeZone::fixed(jiff::tz::offset(-5));
+    fixture.clock.jump_to("2026-06-02T04:59:59Z");
+    let config = Config { zone, ..fixture.config() };
+    let clock = Arc::<FixedClock>::clone(&fixture.clock);
+    let entropy = SeededEntropy::new(1);
+    let audit = Audit::open(config, Fixture::signer(7), clock, entropy.as_ref()).unwrap();
+    assert_eq!(fixture.files(), ["audit-2026-06-01.log"]);
+    fixture.clock.advance(Duration::from_secs(1));
+    audit.append(record(0)).await.unwrap();
+    assert_eq!(fixture.files(), ["audit-2026-06-01.log", "audit-2026-06-02.log"]);
 }
 
 #[tokio::test]
@@ -200,10 +276,15 @@ async fn exactly_the_days_of_the_retention_are_kept() {
     }
     audit.append(record(0)).await.unwrap();
     assert_eq!(fixture.files().len(), 32, "1 June to 2 July");
+    durable::replace(&fixture.dir().join("audit-2026-06-01.log.torn-1"), b"{", 0o640).unwrap();
     let cleaned = audit.clean().await.unwrap();
     assert_eq!(cleaned.files, ["audit-2026-06-01.log"], "2 June is 30 days old and stays");
+    assert!(!fixture.dir().join("audit-2026-06-01.log.torn-1").exists(), "it goes with its day");
     assert_eq!(audit.clean().await.unwrap(), Cleaned::default(), "nothing twice");
     assert_eq!(events(&fixture.today()), ["day_open", "startup", "prune"]);
+    let last = reader::Lines::of(&fixture.today()).unwrap().last().unwrap().unwrap();
+    let pruned = &SealedLine::parse(&last.bytes).unwrap().line.details["files"][0];
+    assert_eq!((&pruned["first_seq"], &pruned["last_seq"]), (&0.into(), &2.into()));
     drop(audit);
     assert_eq!(fixture.open().append(record(1)).await.unwrap(), audit_size(&fixture) - 1);
 }

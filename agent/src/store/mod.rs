@@ -236,4 +236,6 @@ fn mixed_up() -> StoreError {
 }
 
 #[cfg(test)]
+mod failure_tests;
+#[cfg(test)]
 mod tests;

@@ -8,15 +8,15 @@ use proptest::prelude::*;
 use super::*;
 use crate::runtime::clock::FixedClock;
 
-fn id(n: u8) -> JobId {
+pub(super) fn id(n: u8) -> JobId {
     JobId::try_from(format!("job-{n}")).unwrap()
 }
 
-fn hours(n: i64) -> Timestamp {
+pub(super) fn hours(n: i64) -> Timestamp {
     "2026-06-01T00:00:00Z".parse::<Timestamp>().unwrap() + jiff::SignedDuration::from_hours(n)
 }
 
-fn entry(n: u8, state: State) -> Entry {
+pub(super) fn entry(n: u8, state: State) -> Entry {
     Entry {
         job_id: id(n),
         kind: "exec".into(),
@@ -45,7 +45,7 @@ fn entry(n: u8, state: State) -> Entry {
     }
 }
 
-fn open(path: &Path) -> Result<Journal, StoreError> {
+pub(super) fn open(path: &Path) -> Result<Journal, StoreError> {
     Journal::open(path, FixedClock::at("2026-06-01T00:00:00Z"))
 }
 

@@ -8,7 +8,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Journal, StoreError};
-use crate::runtime::clock::SharedClock;
+use crate::runtime::clock::{Clock, SharedClock};
 
 /// The cursor that holds the mark, as text of RFC 3339.
 const CURSOR: &str = "time-mark";
@@ -84,16 +84,13 @@ impl TrustedTime {
         self.inner.journal.set_cursor(CURSOR, now.to_string().into_bytes()).await
     }
 
-    /// Puts the mark back to the clock, durably: for root, after a wild clock has driven the mark
-    /// into the future.
+    /// Puts the stored mark back to the clock: for root, while no agent runs, after a wild clock
+    /// has driven the mark into the future or the mark itself was damaged.
     ///
     /// # Errors
     /// When it could not be made durable; the mark stays then.
-    pub async fn reset(&self) -> Result<(), StoreError> {
-        let at = self.inner.clock.now();
-        self.inner.journal.set_cursor(CURSOR, at.to_string().into_bytes()).await?;
-        *self.mark() = Mark { at, uptime: self.inner.clock.uptime() };
-        Ok(())
+    pub async fn reset(journal: &Journal, clock: &dyn Clock) -> Result<(), StoreError> {
+        journal.set_cursor(CURSOR, clock.now().to_string().into_bytes()).await
     }
 
     fn mark(&self) -> std::sync::MutexGuard<'_, Mark> {
@@ -175,8 +172,7 @@ mod tests {
         let time = fixture.load();
         time.observe(at("2099-01-01T00:00:00Z"));
         time.save().await.unwrap();
-        time.reset().await.unwrap();
-        assert_eq!(time.now(), at("2026-06-01T12:00:00Z"));
+        TrustedTime::reset(&time.inner.journal, &*fixture.clock).await.unwrap();
         drop(time);
         assert_eq!(fixture.load().now(), at("2026-06-01T12:00:00Z"));
     }
@@ -188,7 +184,10 @@ mod tests {
         let path = fixture.dir.path().join("j");
         let journal = Journal::open(&path, Arc::clone(&clock)).unwrap();
         journal.set_cursor(CURSOR, b"soon".to_vec()).await.unwrap();
-        let refused = TrustedTime::load(journal, clock).unwrap_err().to_string();
+        let load = || TrustedTime::load(journal.clone(), Arc::clone(&clock));
+        let refused = load().unwrap_err().to_string();
         assert!(refused.contains("jtnt-agent clock reset"), "{refused}");
+        TrustedTime::reset(&journal, &*fixture.clock).await.unwrap();
+        load().unwrap();
     }
 }

@@ -1,0 +1,142 @@
+//! Finding the end of the log again, after a clean stop, a crash, or a failed sync.
+//!
+//! What was acknowledged stands in whole lines. Behind them may be the traces of a batch that was
+//! cut off: those bytes are kept beside the file, never dropped and never taken for the log.
+
+use std::{fs::OpenOptions, io, os::unix::fs::FileExt as _, path::Path};
+
+use jtnt_proto::{
+    audit::{Event, SealedLine, ZERO},
+    bytes::Hash,
+    key::PublicKey,
+};
+
+use super::{
+    AuditError, FILE_MODE, Record,
+    files::{self, DayFile, Tail},
+    reader,
+};
+use crate::runtime::durable;
+
+/// The end of the chain, and what stands in its way.
+#[derive(Debug)]
+pub(super) struct End {
+    /// The newest file, where the log goes on.
+    pub(super) newest: DayFile,
+    /// Whether the newest file has no line yet, so that the first one must open the day.
+    pub(super) unopened: bool,
+    /// Names the log; `None` when no file has a line, so that the log has yet to begin.
+    pub(super) log_id: Option<String>,
+    /// Lines so far.
+    pub(super) size: u64,
+    /// Leaf hash of the last line.
+    pub(super) head: Hash,
+    /// The file before the newest.
+    pub(super) previous: Option<DayFile>,
+    /// What is to be recorded of bytes that were set aside.
+    pub(super) recovered: Vec<Record>,
+}
+
+/// Looks at the files in `dir`; `None` when there are none. Torn bytes are set aside, everything
+/// else is only read.
+pub(super) fn find(dir: &Path, key: &PublicKey) -> Result<Option<End>, AuditError> {
+    let mut days = files::list(dir).map_err(|e| fault(dir, &e))?;
+    let Some(newest) = days.last().cloned() else { return Ok(None) };
+    let mut recovered = Vec::new();
+    let mut last = None;
+    while let Some(day) = days.pop() {
+        let tail = files::tail(&day.path).map_err(|e| fault(&day.path, &e))?;
+        let line = tail.last.as_deref().map(|raw| judge(dir, &day, raw, key)).transpose()?;
+        // Only what ends in a line of ours is ours to mend.
+        if !tail.torn.is_empty() {
+            recovered.push(set_aside(&day, &tail).map_err(|e| fault(&day.path, &e))?);
+        }
+        if let Some(line) = line {
+            last = Some((day, line));
+            break;
+        }
+    }
+    let unopened = last.as_ref().is_none_or(|(day, _)| *day != newest);
+    let previous = if unopened { last.as_ref().map(|(day, _)| day.clone()) } else { days.pop() };
+    let (size, head, log_id) = match last {
+        Some((_, (size, head, log_id))) => (size, head, Some(log_id)),
+        None => (0, ZERO, None),
+    };
+    Ok(Some(End { newest, unopened, log_id, size, head, previous, recovered }))
+}
+
+/// Takes the last line for the end of our chain, or refuses to go on behind it.
+fn judge(
+    dir: &Path,
+    day: &DayFile,
+    raw: &[u8],
+    key: &PublicKey,
+) -> Result<(u64, Hash, String), AuditError> {
+    let refuse = |why: String| {
+        AuditError(format!(
+            "the last line of {} {why}; to keep it as evidence and begin a new log, type: \
+             mv {dir} {dir}.broken",
+            day.path.display(),
+            dir = dir.display()
+        ))
+    };
+    let line = SealedLine::parse(raw).map_err(|e| refuse(format!("cannot be read: {e}")))?;
+    if !line.is_signed_by(key) {
+        return Err(refuse("is not signed by this agent's audit key".to_owned()));
+    }
+    let log_id = reader::first_line(&day.path)
+        .map_err(|e| fault(&day.path, &e))?
+        .and_then(|first| Some(SealedLine::parse(&first).ok()?.line.details))
+        .and_then(|details| details.get("log_id")?.as_str().map(str::to_owned))
+        .ok_or_else(|| refuse("follows a first line without log_id".to_owned()))?;
+    Ok((line.line.seq + 1, line.leaf_hash(), log_id))
+}
+
+/// Keeps torn bytes in a file of their own, durably, then cuts them off.
+fn set_aside(day: &DayFile, tail: &Tail) -> io::Result<Record> {
+    let mut n = 1_u32;
+    let kept_as = loop {
+        let name = format!("{}.torn-{n}", day.name());
+        if !day.path.with_file_name(&name).try_exists()? {
+            break name;
+        }
+        n += 1;
+    };
+    durable::replace(&day.path.with_file_name(&kept_as), &tail.torn, FILE_MODE)?;
+    let file = OpenOptions::new().write(true).open(&day.path)?;
+    file.set_len(tail.whole)?;
+    file.sync_all()?;
+    Ok(Record::of(Event::Recovered)
+        .detail("file", day.name())
+        .detail("kept_as", kept_as)
+        .detail("sha256", Hash::of(&tail.torn).to_string())
+        .detail("bytes", tail.torn.len()))
+}
+
+/// Writes the whole lines from `synced` on a second time, and syncs them.
+///
+/// After a failed sync the kernel may hold pages for clean that never reached the disk, and a
+/// later sync would pass over them. Written again, they are sure to be taken along.
+pub(super) fn rewrite(path: &Path, synced: u64) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut at = synced;
+    let mut piece = vec![0; 64 * 1024];
+    loop {
+        let read = file.read_at(&mut piece, at)?;
+        if read == 0 {
+            return file.sync_all();
+        }
+        file.write_all_at(piece.get(..read).unwrap_or_default(), at)?;
+        at += read as u64;
+    }
+}
+
+/// Seq of the first and of the last line of a file, as far as they can be read.
+pub(super) fn seqs(path: &Path) -> io::Result<(Option<u64>, Option<u64>)> {
+    let seq = |raw: Option<Vec<u8>>| Some(SealedLine::parse(&raw?).ok()?.line.seq);
+    Ok((seq(reader::first_line(path)?), seq(files::tail(path)?.last)))
+}
+
+pub(super) fn fault(path: &Path, error: &io::Error) -> AuditError {
+    AuditError(format!("{}: {error}", path.display()))
+}
