@@ -8,6 +8,9 @@
 //! | ground | [`runtime`] | clock, chance, tasks, durable files, locks: all that would make a run differ from the next |
 //! | decisions | [`domain`] | ids, job states, the policy engine: no I/O, no clock |
 //! | facts | [`trust`], [`store`], [`audit`], [`platform`], [`telemetry`] | what was signed, what survives, what is logged, what differs between systems, what is shown |
+//! | self | [`identity`] | keys, certificates and the TLS made from them |
+//! | line | [`hub`] | the client of the hub |
+//! | errands | [`enrol`], [`heartbeat`] | what is done over the line |
 //! | wishes | [`config`] | the configuration file, the only reader of file and environment |
 //!
 //! Data flows one way. Bytes of the hub become a [`trust::Verified`] or are dropped; a verified job
@@ -17,6 +20,10 @@
 pub mod audit;
 pub mod config;
 pub mod domain;
+pub mod enrol;
+pub mod heartbeat;
+pub mod hub;
+pub mod identity;
 pub mod platform;
 pub mod runtime;
 pub mod store;

@@ -9,6 +9,9 @@ const FLOORS: &[&[&str]] = &[
     &["runtime"],
     &["domain"],
     &["trust", "store", "audit", "platform", "telemetry"],
+    &["identity"],
+    &["hub"],
+    &["enrol", "heartbeat"],
     &["config"],
     &["lib"],
 ];
