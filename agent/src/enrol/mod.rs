@@ -347,3 +347,6 @@ fn pem(der: &[u8]) -> String {
     out.push_str("\n-----END CERTIFICATE-----\n");
     out
 }
+
+#[cfg(test)]
+mod tests;

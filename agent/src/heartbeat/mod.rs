@@ -193,3 +193,6 @@ where
 fn later(now: Timestamp, wait: Duration) -> Timestamp {
     SignedDuration::try_from(wait).ok().and_then(|w| now.checked_add(w).ok()).unwrap_or(now)
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,8 +48,11 @@ impl Address {
             return None;
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        (!host.is_empty())
-            .then(|| Self { host, port: authority.port_u16().unwrap_or(default_port) })
+        let port = match authority.as_str().rsplit_once(':') {
+            Some((_, port)) if !port.ends_with(']') => port.parse().ok()?,
+            _ => default_port,
+        };
+        (!host.is_empty() && port != 0).then_some(Self { host, port })
     }
 
     /// The name that the hub's certificate must have.
@@ -90,6 +93,8 @@ mod tests {
             "https://user:pw@hub",
             "https://hub example",
             "https://hub:99999",
+            "https://hub:0",
+            "https://hub:",
         ] {
             assert_eq!(at(bad), None, "{bad}");
         }

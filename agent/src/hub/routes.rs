@@ -13,11 +13,12 @@ use jtnt_proto::{
     envelope::Envelope,
     hub::{
         EnrollRequest, EnrollResponse, HeartbeatRequest, HeartbeatResponse, JobStatus,
-        JobsResponse, MAX_POLL_SECONDS, RenewRequest, RenewResponse, ResultResponse, UploadState,
+        JobsResponse, LeasedJob, MAX_LEASED_JOBS, MAX_POLL_SECONDS, RenewRequest, RenewResponse,
+        ResultResponse, UploadState,
     },
     json,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::AsyncSeekExt as _;
 
 use super::{
@@ -52,7 +53,11 @@ impl HubClient {
         let wait = wait.as_secs().min(MAX_POLL_SECONDS);
         let mut call = get("/api/v1/jobs", format!("/api/v1/jobs?wait={wait}"));
         call.within = Duration::from_secs(wait) + POLL_GRACE;
-        decoded(self.call(call).await?)
+        let Polled { jobs, cancels } = decoded(self.call(call).await?)?;
+        if jobs.len() > MAX_LEASED_JOBS {
+            return Err(bad(&format!("{} jobs, where {MAX_LEASED_JOBS} are the most", jobs.len())));
+        }
+        Ok(JobsResponse { jobs, cancels })
     }
 
     /// `POST /api/v1/jobs/{id}/status`.
@@ -223,6 +228,14 @@ pub enum UploadPart {
         /// Their hash.
         sha256: Hash,
     },
+}
+
+/// [`JobsResponse`] with `jobs` as a must: otherwise any object would pass for an idle queue.
+#[derive(Deserialize)]
+struct Polled {
+    jobs: Vec<LeasedJob>,
+    #[serde(default)]
+    cancels: Vec<Envelope>,
 }
 
 pub(super) fn get(endpoint: &'static str, path: impl Into<String>) -> Call {

@@ -231,3 +231,99 @@ impl Around for Places {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use bytes::Bytes;
+    use http::Method;
+
+    use super::*;
+    use crate::{domain::breaker::State, runtime::clock::FixedClock};
+
+    fn call(payload: Payload) -> Call {
+        Call { payload, ..Call::new(Method::GET, "/api/v1/jobs", "/api/v1/jobs") }
+    }
+
+    fn nothing() -> Call {
+        call(Payload::Bytes(Bytes::new()))
+    }
+
+    fn guard(clock: &Arc<FixedClock>) -> Guard {
+        let clock = Arc::clone(clock);
+        let breaker = Arc::new(Mutex::new(Breaker::new(5)));
+        Guard { breaker, clock, metrics: Metrics::new("test").unwrap() }
+    }
+
+    async fn fail(guard: &Guard) -> HubError {
+        let rest = |_| Box::pin(async { Err(HubError::Deadline(Duration::ZERO)) }) as Sending;
+        guard.clone().around(nothing(), Box::new(rest)).await.unwrap_err()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_hub_is_given_up_and_a_moving_upload_is_not() {
+        let silent = Deadline.around(nothing(), Box::new(|_| Box::pin(pending())));
+        assert_eq!(silent.await.unwrap_err(), HubError::Deadline(super::super::ANSWER));
+        let sent = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let upload = call(Payload::File(None, Arc::clone(&sent)));
+        let moves = move |_: Call| {
+            Box::pin(async move {
+                for _ in 0..10 {
+                    tokio::time::sleep(Duration::from_secs(29)).await;
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(HubError::BadAnswer("the end".to_owned()))
+            }) as Sending
+        };
+        let end = Deadline.around(upload, Box::new(moves)).await.unwrap_err();
+        assert_eq!(end, HubError::BadAnswer("the end".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn silence_opens_the_breaker_and_one_probe_closes_it_a_minute_later() {
+        let clock = FixedClock::at("2026-01-01T00:00:00Z");
+        let guard = guard(&clock);
+        for _ in 0..5 {
+            assert_eq!(fail(&guard).await, HubError::Deadline(Duration::ZERO));
+        }
+        assert_eq!(fail(&guard).await, HubError::BreakerOpen(Duration::from_mins(1)));
+        clock.advance(Duration::from_mins(1));
+        let refused = |_| {
+            let no = HubError::Refused {
+                status: 404,
+                reason: String::new(),
+                detail: String::new(),
+                retry_after: None,
+            };
+            Box::pin(async { Err(no) }) as Sending
+        };
+        guard.clone().around(nothing(), Box::new(refused)).await.unwrap_err();
+        assert_eq!(guard.breaker.lock().unwrap().state(), State::Closed, "it answered");
+    }
+
+    #[tokio::test]
+    async fn a_probe_whose_caller_left_does_not_block_the_breaker() {
+        let clock = FixedClock::at("2026-01-01T00:00:00Z");
+        let guard = guard(&clock);
+        for _ in 0..5 {
+            fail(&guard).await;
+        }
+        clock.advance(Duration::from_mins(1));
+        let left = guard.clone().around(nothing(), Box::new(|_| Box::pin(pending())));
+        assert!(futures_util::FutureExt::now_or_never(left).is_none());
+        assert_eq!(fail(&guard).await, HubError::Deadline(Duration::ZERO), "a new probe");
+    }
+
+    #[tokio::test]
+    async fn only_so_many_requests_are_on_their_way() {
+        let places = Places(Arc::new(Semaphore::new(1)));
+        let mut first = places.clone().around(nothing(), Box::new(|_| Box::pin(pending())));
+        assert!(futures_util::poll!(&mut first).is_pending());
+        let second = places.clone().around(nothing(), Box::new(|_| panic!("no place")));
+        assert!(futures_util::FutureExt::now_or_never(second).is_none());
+        drop(first);
+        let third = |_| Box::pin(async { Err(HubError::BadAnswer(String::new())) }) as Sending;
+        places.around(nothing(), Box::new(third)).await.unwrap_err();
+    }
+}

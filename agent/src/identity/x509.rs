@@ -173,3 +173,7 @@ impl Judged<'_> {
             .map_err(fault)
     }
 }
+
+#[cfg(test)]
+#[path = "x509_tests.rs"]
+mod tests;
