@@ -9,9 +9,9 @@ const FLOORS: &[&[&str]] = &[
     &["runtime"],
     &["domain"],
     &["trust", "store", "audit", "platform", "telemetry"],
-    &["identity"],
+    &["identity", "gate"],
     &["hub"],
-    &["enrol", "heartbeat"],
+    &["enrol", "heartbeat", "policy"],
     &["config"],
     &["lib"],
 ];

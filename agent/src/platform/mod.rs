@@ -3,5 +3,6 @@
 pub mod holder;
 pub mod host;
 pub mod notify;
+pub mod paths;
 pub mod peer;
 pub mod users;

@@ -5,3 +5,6 @@ mod verified;
 
 pub use keyring::{Keyring, TrustError};
 pub use verified::Verified;
+
+#[cfg(test)]
+pub(crate) mod fixture;

@@ -3,6 +3,8 @@
 use jtnt_proto::policy::{ArgSlot, ArgsRule};
 use regex_lite::Regex;
 
+use super::class::Class;
+
 const MAX_SLOTS: usize = 256;
 const MAX_PATTERN_BYTES: usize = 512;
 
@@ -16,6 +18,7 @@ pub(super) enum Args {
 #[derive(Debug)]
 pub(super) enum Slot {
     Literal(String),
+    Class(Class),
     Pattern(Regex),
 }
 
@@ -48,6 +51,9 @@ impl Slot {
             ArgSlot::Pattern(p) if p.pattern.len() > MAX_PATTERN_BYTES => {
                 Err(format!("a pattern has more than {MAX_PATTERN_BYTES} bytes"))
             }
+            ArgSlot::Pattern(p) if let Some(class) = Class::parse(&p.pattern) => {
+                Ok(Self::Class(class))
+            }
             // \A and \z are the ends of the text even where a flag changes ^ and $. The pattern
             // is compiled alone first: `a)|(b` would close the group that anchors it.
             ArgSlot::Pattern(p) => Regex::new(&p.pattern)
@@ -60,6 +66,7 @@ impl Slot {
     fn matches(&self, arg: &str) -> bool {
         match self {
             Self::Literal(text) => text == arg,
+            Self::Class(class) => !arg.starts_with('-') && class.matches(arg),
             Self::Pattern(pattern) => !arg.starts_with('-') && pattern.is_match(arg),
         }
     }

@@ -9,71 +9,71 @@ use super::{
     env,
 };
 
-/// Programs that run what they are given. By name without version digits, so that `python3.11`
+/// Programs that run what they are given, in order, to be searched. By name without version digits, so that `python3.11`
 /// is `python`.
 const INTERPRETERS: [&str; 62] = [
-    "sh",
-    "bash",
-    "dash",
     "ash",
-    "zsh",
-    "ksh",
-    "mksh",
-    "fish",
-    "csh",
-    "tcsh",
-    "rbash",
-    "busybox",
-    "toybox",
-    "python",
-    "pypy",
-    "perl",
-    "ruby",
-    "irb",
-    "node",
-    "nodejs",
-    "deno",
+    "awk",
+    "bash",
     "bun",
-    "php",
+    "busybox",
+    "chroot",
+    "csh",
+    "dash",
+    "deno",
+    "doas",
+    "ed",
+    "env",
+    "expect",
+    "find",
+    "fish",
+    "gawk",
+    "gdb",
+    "guile",
+    "irb",
+    "java",
+    "ksh",
+    "ld.so",
     "lua",
     "luajit",
-    "tclsh",
-    "wish",
-    "expect",
-    "guile",
-    "java",
-    "env",
-    "find",
-    "xargs",
-    "awk",
-    "gawk",
+    "make",
     "mawk",
+    "mksh",
+    "nice",
+    "node",
+    "nodejs",
+    "nohup",
+    "nsenter",
+    "perl",
+    "php",
+    "pkexec",
+    "pypy",
+    "python",
+    "rbash",
+    "ruby",
+    "runuser",
+    "script",
     "sed",
-    "ed",
+    "setpriv",
+    "setsid",
+    "sh",
+    "start-stop-daemon",
+    "stdbuf",
+    "strace",
+    "su",
+    "sudo",
+    "systemd-run",
+    "tclsh",
+    "tcsh",
+    "timeout",
+    "toybox",
+    "unshare",
     "vi",
     "vim",
-    "make",
-    "gdb",
-    "strace",
-    "ld.so",
-    "systemd-run",
-    "sudo",
-    "su",
-    "doas",
-    "pkexec",
-    "runuser",
-    "setpriv",
-    "nsenter",
-    "unshare",
-    "chroot",
-    "timeout",
-    "nice",
-    "nohup",
-    "setsid",
-    "stdbuf",
     "watch",
-    "script",
-    "start-stop-daemon",
+    "wish",
+    "xargs",
+    "zsh",
 ];
 
 /// How a rule of some kind is compared with a request.
@@ -309,6 +309,22 @@ fn refuse(reason: Reason, target: &Target, considered: Vec<Considered>) -> Decis
 fn is_interpreter(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.' || c == '-');
-    [name, stem].iter().any(|n| INTERPRETERS.contains(n))
+    [name, stem].iter().any(|n| INTERPRETERS.binary_search(n).is_ok())
         || (name.starts_with("ld") && name.contains(".so"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interpreters_are_in_the_order_that_the_search_needs() {
+        assert!(INTERPRETERS.is_sorted());
+        for name in ["bash", "python3.11", "perl5.36.0", "ld-linux-x86-64.so.2", "systemd-run"] {
+            assert!(is_interpreter(&format!("/usr/bin/{name}")), "{name}");
+        }
+        for name in ["ls", "true", "shuf", "ldconfig"] {
+            assert!(!is_interpreter(&format!("/usr/bin/{name}")), "{name}");
+        }
+    }
 }

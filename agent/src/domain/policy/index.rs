@@ -1,7 +1,8 @@
 //! Rules by path: the literal ones by the path itself, the others by the folder they are about.
-//! A look-up walks the ancestors of a path, so its cost follows the depth, not the rules.
-
-use std::collections::BTreeMap;
+//! A look-up walks the folders of a path, so its cost follows the depth, not the rules.
+//!
+//! Folders are found by a hash of their name that one pass over a path yields for all of them. It
+//! only narrows the search: every rule it leads to is still compared by its pattern.
 
 use super::pattern::Pattern;
 
@@ -9,47 +10,70 @@ use super::pattern::Pattern;
 #[derive(Debug)]
 pub(super) struct Index<R> {
     rules: Vec<(Pattern, R)>,
-    /// Positions in `rules`, by anchor: literal paths and globs.
-    literal: BTreeMap<String, Vec<usize>>,
-    glob: BTreeMap<String, Vec<usize>>,
+    literal: Positions,
+    glob: Positions,
 }
+
+/// Positions in [`Index::rules`] by the hash of their anchor, in order of both.
+type Positions = Vec<(u64, usize)>;
 
 impl<R> Index<R> {
     pub(super) fn new(rules: Vec<(Pattern, R)>) -> Self {
-        let (mut literal, mut glob) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::<_, Vec<_>>::new());
+        let (mut literal, mut glob) = (Positions::new(), Positions::new());
         for (at, (pattern, _)) in rules.iter().enumerate() {
             let by = if pattern.is_literal() { &mut literal } else { &mut glob };
-            by.entry(pattern.anchor().to_owned()).or_default().push(at);
+            by.push((hash(pattern.anchor()), at));
         }
+        literal.sort_unstable();
+        glob.sort_unstable();
         Self { rules, literal, glob }
     }
 
     /// Every rule whose path matches: literal ones first, then globs from the deepest folder up.
     pub(super) fn about<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a R> {
-        let literal = self.literal.get(path).into_iter().flatten();
-        let globs = ancestors(path)
-            .filter(|_| !self.glob.is_empty())
-            .filter_map(|folder| self.glob.get(folder))
-            .flatten();
+        let literal = find(&self.literal, hash(path));
+        let above = if self.glob.is_empty() { Vec::new() } else { folders(path) };
+        let globs = above.into_iter().rev().flat_map(|folder| find(&self.glob, folder));
         literal
             .chain(globs)
-            .filter_map(|at| self.rules.get(*at))
+            .filter_map(|at| self.rules.get(at))
             .filter(move |(pattern, _)| pattern.matches(path))
             .map(|(_, rule)| rule)
     }
 }
 
-/// The folders above `path`, nearest first, down to `/`.
-fn ancestors(path: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(parent(path), |p| parent(p))
+fn find(positions: &Positions, wanted: u64) -> impl Iterator<Item = usize> {
+    let first = positions.partition_point(|(hash, _)| *hash < wanted);
+    let rest = positions.get(first..).unwrap_or_default();
+    rest.iter().take_while(move |(hash, _)| *hash == wanted).map(|(_, at)| *at)
 }
 
-fn parent(path: &str) -> Option<&str> {
-    match path.rsplit_once('/') {
-        Some(("", "")) | None => None,
-        Some(("", _)) => Some("/"),
-        Some((above, _)) => Some(above),
+/// FNV-1a. It need not withstand anybody: who signs policies may make them slow anyway.
+const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+const fn mix(hash: u64, byte: u8) -> u64 {
+    (hash ^ byte as u64).wrapping_mul(0x0100_0000_01b3)
+}
+
+fn hash(path: &str) -> u64 {
+    path.bytes().fold(START, mix)
+}
+
+/// The hash of every folder above `path`, from `/` down.
+fn folders(path: &str) -> Vec<u64> {
+    let below = path.strip_prefix('/').unwrap_or_default();
+    let mut found = Vec::with_capacity(8);
+    if !below.is_empty() {
+        found.push(hash("/"));
     }
+    let mut at = mix(START, b'/');
+    for byte in below.bytes() {
+        if byte == b'/' {
+            found.push(at);
+        }
+        at = mix(at, byte);
+    }
+    found
 }
 
 #[cfg(test)]
@@ -57,10 +81,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ancestors_end_at_the_root() {
-        assert_eq!(ancestors("/a/b/c").collect::<Vec<_>>(), ["/a/b", "/a", "/"]);
-        assert_eq!(ancestors("/a").collect::<Vec<_>>(), ["/"]);
-        assert_eq!(ancestors("/").count(), 0);
+    fn folders_begin_at_the_root() {
+        assert_eq!(folders("/a/b/c"), ["/", "/a", "/a/b"].map(hash));
+        assert_eq!(folders("/a"), ["/"].map(hash));
+        assert!(folders("/").is_empty());
+    }
+
+    #[test]
+    fn rules_of_one_path_are_found_in_the_order_of_the_document() {
+        let rule = |n: usize| (Pattern::parse("/usr/bin/ls").unwrap(), n);
+        let index = Index::new((0..5).map(rule).collect());
+        assert_eq!(index.about("/usr/bin/ls").copied().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     }
 
     #[test]

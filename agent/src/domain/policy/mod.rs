@@ -7,6 +7,7 @@ pub mod env;
 pub mod pattern;
 
 mod args;
+mod class;
 mod compile;
 mod decide;
 mod index;
@@ -166,6 +167,12 @@ impl Engine {
     #[must_use]
     pub const fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Whether a rule about this program wants its hash, so that only then it is taken.
+    #[must_use]
+    pub fn pins_content(&self, canonical: &str) -> bool {
+        self.exec.about(canonical).any(|rule| rule.sha256.is_some())
     }
 
     /// Whether a program may run.

@@ -1,0 +1,295 @@
+//! The decision on a real file: opens what a request names, once, and asks the engine about what
+//! was opened. What is started, written or read afterwards is that very descriptor.
+//!
+//! Refusals come in a fixed order: the path itself, what is protected from every job, no policy,
+//! the policy's answer, and at last what the operating system could not enforce. Monitor mode
+//! softens the policy's answer alone.
+
+mod ruling;
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use jtnt_proto::{
+    bytes::Hash,
+    job::{Download, Exec, Script, Upload},
+    key::KeyId,
+    policy::{Access, RequireEnforcement},
+};
+use tokio::sync::watch;
+
+pub use ruling::{Refusal, Ruling};
+
+use crate::{
+    domain::policy::{Decision, Engine, ScriptFacts, Surroundings, Target},
+    platform::paths::{Inode, Opened, Place, hash, sealed_copy},
+    trust::Verified,
+};
+
+/// What this agent enforces beyond the decision; a sandbox will have more to say.
+const ENFORCEMENT: &str = "none";
+
+/// The policy in force: what was verified, compiled.
+#[derive(Debug)]
+pub struct InForce {
+    /// The compiled document.
+    pub engine: Engine,
+    /// The document with its proof.
+    pub verified: Verified<jtnt_proto::policy::Policy>,
+}
+
+/// The policy that everybody watches; `None` before the first.
+pub type PolicyWatch = watch::Receiver<Option<Arc<InForce>>>;
+
+/// What the gate needs to know beside the policy.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Folders and files that no job may use, whatever a rule says: data, state, config, socket,
+    /// binary, units. Compared by inode and by name, and as ancestors.
+    pub protected: Vec<PathBuf>,
+    /// The machine's own minimum.
+    pub require_enforcement: Option<RequireEnforcement>,
+}
+
+/// Asks the policy in force about real files. Its methods open files and may read them whole, so
+/// they block.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    policy: PolicyWatch,
+    config: Arc<Config>,
+}
+
+/// A program to execute by its descriptor.
+#[derive(Debug)]
+pub struct Program {
+    /// What was matched: the file itself, or where others could change that, a sealed copy.
+    pub file: File,
+    /// The file's path.
+    pub canonical: String,
+}
+
+/// Where a download goes: an open folder and a name in it.
+#[derive(Debug)]
+pub struct Destination {
+    /// The folder, opened without following a link.
+    pub dir: File,
+    /// The file's name.
+    pub name: String,
+    /// The file's path.
+    pub canonical: String,
+}
+
+impl Gate {
+    /// A gate before the policy that `policy` tells of.
+    #[must_use]
+    pub fn new(policy: PolicyWatch, config: Config) -> Self {
+        Self { policy, config: Arc::new(config) }
+    }
+
+    /// A program with its arguments.
+    #[must_use]
+    pub fn exec(&self, request: &Exec, now: Timestamp) -> Ruling<Program> {
+        let policy = self.in_force();
+        let ruled = self.program(&request.path, policy.as_deref(), |policy, opened| {
+            let fixed = opened.guarded() && opened.links() == 1;
+            // A hash says nothing of a file that changes after it was taken: then it is the copy
+            // that is hashed, and the copy that runs.
+            let (sha256, copy) = match policy.engine.pins_content(opened.canonical()) {
+                false => (None, None),
+                true if fixed => (Some(hash(opened)?), None),
+                true => sealed_copy(opened).map(|(copy, hash)| (Some(hash), Some(copy)))?,
+            };
+            let names: Vec<_> = request.env.keys().cloned().collect();
+            let run_as = request.run_as.as_deref();
+            let around = Surroundings { args: &request.args, env: &names, run_as };
+            let target = target(opened, sha256, opened.is_native()?);
+            Ok((policy.engine.exec(&target, around, now), sha256, copy))
+        });
+        Ruling::of(ruled, policy.as_deref())
+    }
+
+    /// A script; `signers` are keys whose endorsement of it, for its interpreter, was verified.
+    /// What is opened is the interpreter.
+    #[must_use]
+    pub fn script(&self, request: &Script, signers: &[KeyId], now: Timestamp) -> Ruling<Program> {
+        let policy = self.in_force();
+        let ruled = self.program(&request.interpreter, policy.as_deref(), |policy, opened| {
+            let names: Vec<_> = request.env.keys().cloned().collect();
+            let run_as = request.run_as.as_deref();
+            let around = Surroundings { args: &request.args, env: &names, run_as };
+            let facts = ScriptFacts { sha256: request.content.sha256, signers };
+            let target = target(opened, None, opened.is_native()?);
+            Ok((policy.engine.script(&target, facts, around, now), None, None))
+        });
+        Ruling::of(ruled, policy.as_deref())
+    }
+
+    /// A download's destination.
+    #[must_use]
+    pub fn download(&self, request: &Download, now: Timestamp) -> Ruling<Destination> {
+        self.write(&request.dest, request.run_as.as_deref(), now)
+    }
+
+    /// An upload's source, open for reading.
+    #[must_use]
+    pub fn upload(&self, request: &Upload, now: Timestamp) -> Ruling<File> {
+        self.read(&request.path, request.run_as.as_deref(), now)
+    }
+
+    /// What a transfer would meet. Nothing executes a file but by a job of another kind, so for
+    /// [`Access::Execute`] it is a program that is looked up.
+    #[must_use]
+    pub fn check_file(
+        &self,
+        access: Access,
+        path: &str,
+        run_as: Option<&str>,
+        now: Timestamp,
+    ) -> Ruling<()> {
+        match access {
+            Access::Read => self.read(path, run_as, now).without_file(),
+            Access::Write => self.write(path, run_as, now).without_file(),
+            Access::Execute => {
+                let policy = self.in_force();
+                let ruled = self.program(path, policy.as_deref(), |policy, opened| {
+                    let target = target(opened, None, false);
+                    Ok((policy.engine.file(&target, access, run_as, now), None, None))
+                });
+                Ruling::of(ruled, policy.as_deref()).without_file()
+            }
+        }
+    }
+
+    /// What the operating system enforces for a job on this machine.
+    #[must_use]
+    pub const fn enforcement(&self) -> &'static str {
+        ENFORCEMENT
+    }
+
+    /// What a job must be able to rely on: the stricter of policy and machine.
+    #[must_use]
+    pub fn require_enforcement(&self) -> RequireEnforcement {
+        let local = self.config.require_enforcement.unwrap_or(RequireEnforcement::None);
+        self.in_force().map_or(local, |policy| policy.engine.require_enforcement(local))
+    }
+
+    fn read(&self, path: &str, run_as: Option<&str>, now: Timestamp) -> Ruling<File> {
+        let policy = self.in_force();
+        let rule = || {
+            let opened = Opened::source(path)?;
+            self.unprotected(opened.canonical(), opened.inodes())?;
+            let policy = known(policy.as_deref(), opened.canonical())?;
+            let decision =
+                policy.engine.file(&target(&opened, None, false), Access::Read, run_as, now);
+            let decision = self.enforceable(policy, decision, opened.canonical())?;
+            let canonical = opened.canonical().to_owned();
+            let file = if decision.allowed { Some(opened.reader()?) } else { None };
+            Ok(Ruling::decided(decision, canonical, file))
+        };
+        Ruling::of(rule(), policy.as_deref())
+    }
+
+    fn write(&self, path: &str, run_as: Option<&str>, now: Timestamp) -> Ruling<Destination> {
+        let policy = self.in_force();
+        let rule = || {
+            let place = Place::open(path)?;
+            self.unprotected(place.canonical(), place.inodes())?;
+            let policy = known(policy.as_deref(), place.canonical())?;
+            let canonical = place.canonical().to_owned();
+            let target = Target {
+                canonical: canonical.clone(),
+                sha256: None,
+                guarded: place.guarded(),
+                links: place.links(),
+                native: false,
+            };
+            let decision = policy.engine.file(&target, Access::Write, run_as, now);
+            let decision = self.enforceable(policy, decision, &canonical)?;
+            let to = Destination { dir: place.dir, name: place.name, canonical: canonical.clone() };
+            Ok(Ruling::decided(decision, canonical, Some(to)))
+        };
+        Ruling::of(rule(), policy.as_deref())
+    }
+
+    /// What exec and script have in common; `decide` gives the answer, the hash that it was based
+    /// on, and a copy to run instead of the file.
+    fn program<D>(
+        &self,
+        path: &str,
+        policy: Option<&InForce>,
+        decide: D,
+    ) -> Result<Ruling<Program>, Refusal>
+    where
+        D: FnOnce(&InForce, &Opened) -> Result<(Decision, Option<Hash>, Option<File>), Refusal>,
+    {
+        let opened = Opened::program(path)?;
+        let canonical = opened.canonical().to_owned();
+        self.unprotected(&canonical, opened.inodes())?;
+        let policy = known(policy, &canonical)?;
+        let (decision, sha256, copy) = decide(policy, &opened)?;
+        if decision.allowed
+            && decision.run_as.as_deref() != Some("root")
+            && opened.changes_rights()?
+        {
+            return Err(Refusal::set_id(&canonical).ruled_by(decision.rule));
+        }
+        let decision = self.enforceable(policy, decision, &canonical)?;
+        let file = copy.unwrap_or_else(|| opened.into_file());
+        let program = Program { file, canonical: canonical.clone() };
+        Ok(Ruling { sha256, ..Ruling::decided(decision, canonical, Some(program)) })
+    }
+
+    fn in_force(&self) -> Option<Arc<InForce>> {
+        self.policy.borrow().clone()
+    }
+
+    /// What is protected may not exist yet, or may have been replaced, so it is looked up each
+    /// time: by inode for other names of it, by name for what is not there yet.
+    fn unprotected(&self, canonical: &str, inodes: &[Inode]) -> Result<(), Refusal> {
+        let covers = |protected: &PathBuf| {
+            let by_inode =
+                || fs::metadata(protected).is_ok_and(|m| inodes.contains(&Inode::of(&m)));
+            std::path::Path::new(canonical).starts_with(protected) || by_inode()
+        };
+        if self.config.protected.iter().any(covers) {
+            return Err(Refusal::protected(canonical));
+        }
+        Ok(())
+    }
+
+    /// Turns an allowed request down when the operating system cannot enforce what is required.
+    fn enforceable(
+        &self,
+        policy: &InForce,
+        decision: Decision,
+        canonical: &str,
+    ) -> Result<Decision, Refusal> {
+        let local = self.config.require_enforcement.unwrap_or(RequireEnforcement::None);
+        let required = policy.engine.require_enforcement(local);
+        if decision.allowed && required != RequireEnforcement::None {
+            return Err(Refusal::enforcement(canonical, required).ruled_by(decision.rule));
+        }
+        Ok(decision)
+    }
+}
+
+fn known<'a>(policy: Option<&'a InForce>, canonical: &str) -> Result<&'a InForce, Refusal> {
+    policy.ok_or_else(|| Refusal::no_policy(canonical))
+}
+
+fn target(opened: &Opened, sha256: Option<Hash>, native: bool) -> Target {
+    Target {
+        canonical: opened.canonical().to_owned(),
+        sha256,
+        guarded: opened.guarded(),
+        links: opened.links(),
+        native,
+    }
+}
+
+#[cfg(test)]
+mod tests;

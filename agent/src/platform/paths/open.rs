@@ -1,0 +1,339 @@
+//! Opening, and what can be said of what was opened.
+
+use std::{
+    fs::{self, File, Metadata},
+    io::Read as _,
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{FileTypeExt as _, MetadataExt as _},
+        },
+    },
+    path::Path,
+};
+
+use rustix::{
+    fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, fgetxattr, fstatfs, openat, openat2},
+    io::Errno,
+};
+
+use super::PathFault;
+
+/// The longest path that the kernel takes, without its NUL.
+const MAX_PATH_BYTES: usize = 4095;
+const ELF: [u8; 4] = *b"\x7fELF";
+const SET_ID: u32 = 0o6000;
+/// Group and others. With an ACL the group's bits are its mask, so they cover named users too.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+/// A file, whatever its name is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Inode {
+    device: u64,
+    number: u64,
+}
+
+impl Inode {
+    /// That of an open file.
+    #[must_use]
+    pub fn of(meta: &Metadata) -> Self {
+        Self { device: meta.dev(), number: meta.ino() }
+    }
+}
+
+/// A regular file that was opened by name.
+#[derive(Debug)]
+pub struct Opened {
+    /// An `O_PATH` descriptor: it pins the file and touches nothing.
+    file: File,
+    meta: Metadata,
+    walk: Walk,
+}
+
+/// A file to be, or to be replaced, in an open folder.
+#[derive(Debug)]
+pub struct Place {
+    /// The folder, opened without following a link.
+    pub dir: File,
+    /// The file's name in it.
+    pub name: String,
+    walk: Walk,
+    links: u64,
+}
+
+/// What the way from `/` to a file says of it.
+#[derive(Debug)]
+struct Walk {
+    canonical: String,
+    guarded: bool,
+    inodes: Vec<Inode>,
+}
+
+impl Opened {
+    /// Opens a file to execute. Links are followed, but for magic ones.
+    ///
+    /// # Errors
+    /// As [`PathFault`].
+    pub fn program(path: &str) -> Result<Self, PathFault> {
+        Self::open(path, OFlags::empty())
+    }
+
+    /// Opens a file to read. It is no link itself, and it has one name only.
+    ///
+    /// # Errors
+    /// As [`PathFault`].
+    pub fn source(path: &str) -> Result<Self, PathFault> {
+        let opened = Self::open(path, OFlags::NOFOLLOW)?;
+        if opened.links() == 1 { Ok(opened) } else { Err(PathFault::HardLink(path.to_owned())) }
+    }
+
+    fn open(path: &str, extra: OFlags) -> Result<Self, PathFault> {
+        plain(path)?;
+        let file = pin(path, extra, ResolveFlags::NO_MAGICLINKS)?;
+        let meta = regular(path, &file)?;
+        let walk = Walk::to(path, &file)?;
+        Ok(Self { file, meta, walk })
+    }
+
+    /// The path of the descriptor: absolute, normal, without links.
+    #[must_use]
+    pub fn canonical(&self) -> &str {
+        &self.walk.canonical
+    }
+
+    /// Whether the file and every folder above it belong to root and nobody else writes them. A
+    /// sticky bit is no help: it keeps others from removing a file, not from having put it there.
+    #[must_use]
+    pub const fn guarded(&self) -> bool {
+        self.walk.guarded
+    }
+
+    /// The file and every folder above it.
+    #[must_use]
+    pub fn inodes(&self) -> &[Inode] {
+        &self.walk.inodes
+    }
+
+    /// How many names the file has.
+    #[must_use]
+    pub fn links(&self) -> u64 {
+        self.meta.nlink()
+    }
+
+    /// A descriptor to read from, of this very file.
+    ///
+    /// # Errors
+    /// When it may not be read.
+    pub fn reader(&self) -> Result<File, PathFault> {
+        reopen(&self.file).map_err(|e| PathFault::from_io(self.canonical(), &e))
+    }
+
+    /// Whether it begins as a native executable does.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn is_native(&self) -> Result<bool, PathFault> {
+        let mut head = Vec::with_capacity(ELF.len());
+        self.reader()?
+            .take(ELF.len() as u64)
+            .read_to_end(&mut head)
+            .map_err(|e| PathFault::from_io(self.canonical(), &e))?;
+        Ok(head == ELF)
+    }
+
+    /// Whether executing it gives other rights than its caller has: set-user-id, set-group-id, or
+    /// file capabilities.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn changes_rights(&self) -> Result<bool, PathFault> {
+        if self.meta.mode() & SET_ID != 0 {
+            return Ok(true);
+        }
+        let mut value = [0_u8; 64];
+        match fgetxattr(self.reader()?, "security.capability", &mut value[..]) {
+            Ok(_) | Err(Errno::RANGE) => Ok(true),
+            Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
+            Err(e) => Err(PathFault::from_errno(self.canonical(), e)),
+        }
+    }
+
+    /// The pinned file, to be executed by its descriptor.
+    #[must_use]
+    pub fn into_file(self) -> File {
+        self.file
+    }
+}
+
+impl Place {
+    /// Opens the folder of a file to write. No part of the path is a link, and what is there
+    /// already is a regular file with one name.
+    ///
+    /// # Errors
+    /// As [`PathFault`].
+    pub fn open(path: &str) -> Result<Self, PathFault> {
+        plain(path)?;
+        let (folder, name) = match path.rsplit_once('/') {
+            Some((_, "")) | None => return Err(not_a_file(path, "a folder")),
+            Some(("", name)) => ("/", name),
+            Some(split) => split,
+        };
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let dir = openat2(CWD, folder, flags, Mode::empty(), resolve)
+            .map(File::from)
+            .map_err(|e| PathFault::from_errno(folder, e))?;
+        refuse_proc(path, &dir)?;
+        let mut walk = Walk::to(folder, &dir)?;
+        let old =
+            openat(&dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        let links = match old.map(File::from) {
+            Err(Errno::NOENT) => 1,
+            Err(e) => return Err(PathFault::from_errno(path, e)),
+            Ok(file) => {
+                let meta = regular(path, &file)?;
+                walk.step(&meta);
+                meta.nlink()
+            }
+        };
+        if links != 1 {
+            return Err(PathFault::HardLink(path.to_owned()));
+        }
+        let slash = if walk.canonical.ends_with('/') { "" } else { "/" };
+        walk.canonical = format!("{}{slash}{name}", walk.canonical);
+        Ok(Self { dir, name: name.to_owned(), walk, links })
+    }
+
+    /// The file's path: absolute, normal, without links.
+    #[must_use]
+    pub fn canonical(&self) -> &str {
+        &self.walk.canonical
+    }
+
+    /// As [`Opened::guarded`], for the folder and for the file if there is one.
+    #[must_use]
+    pub const fn guarded(&self) -> bool {
+        self.walk.guarded
+    }
+
+    /// Every folder above the file, and the file if there is one.
+    #[must_use]
+    pub fn inodes(&self) -> &[Inode] {
+        &self.walk.inodes
+    }
+
+    /// How many names the file has, or will have.
+    #[must_use]
+    pub const fn links(&self) -> u64 {
+        self.links
+    }
+}
+
+impl Walk {
+    /// Goes from `/` to the name that the kernel has for `file`, link by no link, and makes sure
+    /// that it arrives at `file`.
+    fn to(path: &str, file: &File) -> Result<Self, PathFault> {
+        let named = fs::read_link(by_descriptor(file)).map_err(|e| PathFault::from_io(path, &e))?;
+        let canonical = std::str::from_utf8(named.as_os_str().as_bytes())
+            .map_err(|_not_utf8| PathFault::NotText(path.to_owned()))?
+            .to_owned();
+        let moved = || PathFault::Moved(path.to_owned());
+        // A file that was removed, or lies outside the root, has a name that is no path.
+        plain(&canonical).map_err(|_no_path| moved())?;
+        let mut at = File::open("/").map_err(|e| PathFault::from_io("/", &e))?;
+        let mut walk = Self { canonical, guarded: true, inodes: Vec::new() };
+        let meta = |f: &File| f.metadata().map_err(|e| PathFault::from_io(path, &e));
+        walk.step(&meta(&at)?);
+        let parts: Vec<_> =
+            walk.canonical.split('/').filter(|p| !p.is_empty()).map(str::to_owned).collect();
+        for part in parts {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            at =
+                openat(&at, part, flags, Mode::empty()).map(File::from).map_err(|_gone| moved())?;
+            walk.step(&meta(&at)?);
+        }
+        if walk.inodes.last() != Some(&Inode::of(&meta(file)?)) {
+            return Err(moved());
+        }
+        Ok(walk)
+    }
+
+    fn step(&mut self, meta: &Metadata) {
+        self.guarded &= meta.uid() == 0 && meta.mode() & WRITABLE_BY_OTHERS == 0;
+        self.inodes.push(Inode::of(meta));
+    }
+}
+
+/// Where a rule's path leads once its links are followed; itself, where nothing is there. Rules
+/// are resolved as requests are, so that one for `/bin/sh` is about what `/bin/sh` is.
+#[must_use]
+pub fn resolve(path: &Path) -> String {
+    let text = path.to_string_lossy().into_owned();
+    let led = pin(&text, OFlags::empty(), ResolveFlags::NO_MAGICLINKS)
+        .and_then(|file| Walk::to(&text, &file));
+    led.map_or(text, |walk| walk.canonical)
+}
+
+/// Checks the shape of a path as text.
+fn plain(path: &str) -> Result<(), PathFault> {
+    if path.len() > MAX_PATH_BYTES {
+        return Err(PathFault::TooLong(path.len()));
+    }
+    let Some(below) = path.strip_prefix('/') else {
+        return Err(PathFault::Relative(path.to_owned()));
+    };
+    let odd = |part: &str| matches!(part, "" | "." | "..") || part.contains('\0');
+    if !below.is_empty() && below.split('/').any(odd) {
+        return Err(PathFault::NotNormal(path.to_owned()));
+    }
+    Ok(())
+}
+
+/// Opens without reading, writing or waking anything: pipes and devices are only looked at.
+fn pin(path: &str, extra: OFlags, resolve: ResolveFlags) -> Result<File, PathFault> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC | extra;
+    openat2(CWD, path, flags, Mode::empty(), resolve)
+        .map(File::from)
+        .map_err(|e| PathFault::from_errno(path, e))
+}
+
+fn regular(path: &str, file: &File) -> Result<Metadata, PathFault> {
+    refuse_proc(path, file)?;
+    let meta = file.metadata().map_err(|e| PathFault::from_io(path, &e))?;
+    let kind = meta.file_type();
+    if kind.is_file() {
+        Ok(meta)
+    } else if kind.is_symlink() {
+        Err(PathFault::Link(path.to_owned()))
+    } else if kind.is_dir() {
+        Err(not_a_file(path, "a folder"))
+    } else if kind.is_fifo() {
+        Err(not_a_file(path, "a pipe"))
+    } else if kind.is_socket() {
+        Err(not_a_file(path, "a socket"))
+    } else {
+        Err(not_a_file(path, "a device"))
+    }
+}
+
+fn refuse_proc(path: &str, file: &File) -> Result<(), PathFault> {
+    let system = fstatfs(file).map_err(|e| PathFault::from_errno(path, e))?;
+    if system.f_type == PROC_SUPER_MAGIC {
+        return Err(PathFault::Proc(path.to_owned()));
+    }
+    Ok(())
+}
+
+fn not_a_file(path: &str, kind: &'static str) -> PathFault {
+    PathFault::NotAFile { path: path.to_owned(), kind }
+}
+
+/// The only way from an `O_PATH` descriptor to one that reads; it cannot lead elsewhere.
+fn reopen(file: &File) -> std::io::Result<File> {
+    File::open(by_descriptor(file))
+}
+
+fn by_descriptor(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
