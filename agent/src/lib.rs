@@ -8,8 +8,9 @@
 //! | ground | [`runtime`] | clock, chance, tasks, durable files, locks: all that would make a run differ from the next |
 //! | decisions | [`domain`] | ids, job states, the policy engine: no I/O, no clock |
 //! | facts | [`trust`], [`store`], [`audit`], [`platform`], [`telemetry`] | what was signed, what survives, what is logged, what differs between systems, what is shown |
-//! | door | [`gate`] | the policy's answer about a real file, opened once |
-//! | work | [`policy`] | the policy: fetched, judged, kept |
+//! | self, door | [`identity`], [`gate`] | keys, certificates and the TLS made from them; the policy's answer about a real file, opened once |
+//! | line | [`hub`] | the client of the hub |
+//! | errands | [`enrol`], [`heartbeat`], [`policy`] | what is done over the line |
 //! | wishes | [`config`] | the configuration file, the only reader of file and environment |
 //!
 //! Data flows one way. Bytes of the hub become a [`trust::Verified`] or are dropped; a verified job
@@ -19,7 +20,11 @@
 pub mod audit;
 pub mod config;
 pub mod domain;
+pub mod enrol;
 pub mod gate;
+pub mod heartbeat;
+pub mod hub;
+pub mod identity;
 pub mod platform;
 pub mod policy;
 pub mod runtime;

@@ -9,8 +9,9 @@ const FLOORS: &[&[&str]] = &[
     &["runtime"],
     &["domain"],
     &["trust", "store", "audit", "platform", "telemetry"],
-    &["gate"],
-    &["policy"],
+    &["identity", "gate"],
+    &["hub"],
+    &["enrol", "heartbeat", "policy"],
     &["config"],
     &["lib"],
 ];

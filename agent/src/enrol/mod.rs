@@ -1,0 +1,352 @@
+//! Enrolment: a token and an outside root become an identity, all or nothing.
+//!
+//! The order is the security of it. First the root of roles, from outside the hub; then the hub,
+//! authenticated by TLS; only then the token leaves this machine. What comes back is judged before
+//! any of it is written, and one rename decides whether the agent is enrolled.
+//!
+//! The audit key alone may outlive a failed try: the agent's id follows from it, so the next try,
+//! or the one after an answer that was lost, is by the same agent.
+
+pub mod attempts;
+mod contact;
+mod error;
+mod facts;
+
+use std::{collections::BTreeMap, io, path::PathBuf};
+
+use jiff::{SignedDuration, Timestamp};
+use jtnt_proto::{
+    bytes::{Base64, Hash},
+    hub::{EnrollRequest, EnrollResponse, HostFacts},
+    identity::{agent_id, enroll_proof_message},
+};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls_pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+use crate::{
+    hub::Address,
+    identity::{
+        self, CertInfo, Identity, IdentityError, Paths, RootSource, Source,
+        commit::{self, NewFile, Step},
+        x509::{CertFault, Judged, certificates},
+    },
+    runtime::{
+        clock::SharedClock,
+        durable,
+        entropy::SharedEntropy,
+        lock::{Lock, LockError},
+        signer::AuditSigner,
+    },
+    telemetry::metrics::Metrics,
+};
+use attempts::Attempt;
+use contact::Contact;
+
+pub use error::EnrolError;
+pub use facts::host_facts;
+
+/// Beyond this, a certificate with odd dates is a matter of clocks.
+const MAX_SKEW: SignedDuration = SignedDuration::from_mins(5);
+
+/// What an enrolment is asked to do.
+#[derive(Debug)]
+pub struct Options {
+    /// `data_dir`.
+    pub data_dir: PathBuf,
+    /// Where the hub is.
+    pub hub: Address,
+    /// Through whom.
+    pub proxy: Option<Address>,
+    /// One-time token.
+    pub token: Zeroizing<String>,
+    /// Where the root of roles comes from.
+    pub root: RootPin,
+    /// Who vouches for the hub's TLS, if not the root.
+    pub hub_ca: Option<HubCa>,
+    /// Labels of the agent's configuration.
+    pub labels: BTreeMap<String, String>,
+    /// The machine: [`host_facts`].
+    pub host: HostFacts,
+    /// The configuration as it is to be, with `hub_url` and labels; part of the commit.
+    pub config: Option<ConfigFile>,
+    /// Replace an identity that is there.
+    pub force: bool,
+}
+
+/// Where the root of roles comes from.
+#[derive(Debug, Clone)]
+pub enum RootPin {
+    /// A file that came by another way than the hub.
+    File(PathBuf),
+    /// The SHA-256 of such a file; the file itself is fetched from the hub.
+    Sha256(Hash),
+    /// Whatever the hub says: for trials.
+    TrustHub,
+}
+
+/// Who vouches for the hub's TLS.
+#[derive(Debug, Clone)]
+pub enum HubCa {
+    /// Authorities in a PEM file.
+    File(PathBuf),
+    /// The SHA-256 of an authority's DER, which the hub must show.
+    Sha256(Hash),
+}
+
+/// A configuration to be put in place.
+#[derive(Debug, Clone)]
+pub struct ConfigFile {
+    /// Where.
+    pub path: PathBuf,
+    /// All of it.
+    pub content: Vec<u8>,
+}
+
+/// What an enrolment needs.
+#[derive(Debug, Clone)]
+pub struct Deps {
+    /// Time.
+    pub clock: SharedClock,
+    /// Chance, for the audit key.
+    pub entropy: SharedEntropy,
+    /// Requests are counted here.
+    pub metrics: Metrics,
+}
+
+/// An enrolment that succeeded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolled {
+    /// Who this agent is.
+    pub agent_id: String,
+    /// Its certificate.
+    pub cert: CertInfo,
+    /// Where its root came from.
+    pub root_source: RootSource,
+    /// Version of that root.
+    pub root_version: u64,
+    /// Hash of the root's file, to compare with what the operator has.
+    pub root_sha256: Hash,
+}
+
+/// Enrols, and writes down that it was tried.
+///
+/// # Errors
+/// As [`EnrolError`]; then the agent is as enrolled as it was before.
+pub async fn enroll(options: Options, deps: Deps) -> Result<Enrolled, EnrolError> {
+    enroll_stepwise(options, deps, &mut |_| Ok(())).await
+}
+
+async fn enroll_stepwise(
+    options: Options,
+    deps: Deps,
+    step: Step<'_>,
+) -> Result<Enrolled, EnrolError> {
+    let paths = Paths { data_dir: options.data_dir.clone() };
+    durable::create_dir(&paths.data_dir, 0o755)
+        .map_err(|e| EnrolError::storage(&paths.data_dir, &e))?;
+    let who = format!("jtnt-agent enroll (pid {})", std::process::id());
+    let _lock = Lock::take(&paths.enrol_lock(), &who).map_err(|e| match e {
+        LockError::Held { .. } => EnrolError::busy(&e),
+        LockError::Io { path, source } => EnrolError::storage(&path, &source),
+    })?;
+    let hub = options.hub.to_string();
+    let now = deps.clock.now();
+    let outcome = under_lock(&paths, options, &deps, step).await;
+    let attempt = Attempt::new(now, hub, &outcome);
+    let recorded = attempts::record(&paths.data_dir, attempt);
+    match (outcome, recorded) {
+        (Ok(_), Err(e)) => Err(EnrolError::unrecorded(&paths.attempts(), &e)),
+        (outcome, _) => outcome,
+    }
+}
+
+async fn under_lock(
+    paths: &Paths,
+    options: Options,
+    deps: &Deps,
+    step: Step<'_>,
+) -> Result<Enrolled, EnrolError> {
+    let at = |e: io::Error| EnrolError::storage(&paths.data_dir, &e);
+    commit::finish(&paths.data_dir, &mut |_| Ok(())).map_err(at)?;
+    let machine = identity::machine_id_sha256();
+    match identity::load_placed(paths, machine) {
+        Err(IdentityError::NotEnrolled) => {}
+        Ok(Identity { agent_id, .. }) if !options.force => {
+            return Err(EnrolError::enrolled(&format!("agent {agent_id}")));
+        }
+        Err(e) if !options.force => return Err(EnrolError::enrolled(&e.to_string())),
+        Ok(_) | Err(_) => {}
+    }
+    let contact = Contact::make(&options, deps).await?;
+    let signer =
+        identity::audit_key(paths, deps.entropy.as_ref()).map_err(|e| EnrolError::key(&e))?;
+    let asked = Asked::new(signer.as_ref(), &options)?;
+    let answer = contact.client.enroll(&asked.request).await.map_err(EnrolError::hub)?;
+    let extra = contact.extra();
+    let judged = judge(&asked, &answer, (&contact, &extra), deps.clock.now())?;
+    let source = Source {
+        root_source: contact.source,
+        extra_ca_sha256: extra.iter().map(|ca| Hash::of(ca)).collect(),
+        machine_id_sha256: machine,
+    };
+    let files = files(paths, &asked, &answer, Parts { judged: &judged, contact: &contact, source })
+        .into_iter()
+        .chain(options.config.map(config_file));
+    let files: Vec<_> = files.collect();
+    if let Err(e) = commit::commit(&paths.data_dir, &files, step) {
+        return Err(if commit::is_pending(&paths.data_dir) {
+            EnrolError::unplaced(&paths.data_dir, &e)
+        } else {
+            at(e)
+        });
+    }
+    Ok(Enrolled {
+        agent_id: asked.request.agent_id.clone(),
+        cert: judged.info,
+        root_source: contact.source,
+        root_version: contact.keyring.root().version,
+        root_sha256: Hash::of(&contact.root),
+    })
+}
+
+/// A request, with the key that must fit the answer.
+struct Asked {
+    request: EnrollRequest,
+    key: KeyPair,
+}
+
+impl Asked {
+    fn new(signer: &dyn AuditSigner, options: &Options) -> Result<Self, EnrolError> {
+        let audit_key = signer.public_key();
+        let id = agent_id(&audit_key);
+        let made = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).and_then(|key| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, id.as_str());
+            let csr = params.serialize_request(&key)?.pem()?;
+            Ok((key, csr))
+        });
+        let (key, csr) = made.map_err(|e| EnrolError::tls_key(&e))?;
+        let proof = signer.sign(&enroll_proof_message(&options.token, &csr, &id));
+        let request = EnrollRequest {
+            token: options.token.to_string(),
+            csr,
+            audit_key,
+            agent_id: id,
+            proof: Base64(proof.to_vec()),
+            seal_key: None,
+            host: options.host.clone(),
+            labels: options.labels.clone(),
+        };
+        Ok(Self { request, key })
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.request.token);
+    }
+}
+
+/// An answer that holds.
+struct Good {
+    info: CertInfo,
+    /// The authorities that are kept.
+    bundle: Vec<CertificateDer<'static>>,
+}
+
+/// Believes nothing of the answer before it was checked against what was asked.
+fn judge(
+    asked: &Asked,
+    answer: &EnrollResponse,
+    (contact, extra): (&Contact, &[CertificateDer<'static>]),
+    now: Timestamp,
+) -> Result<Good, EnrolError> {
+    let id = &asked.request.agent_id;
+    if answer.agent_id != *id {
+        return Err(EnrolError::certificate(&format!("it is for the agent {:?}", answer.agent_id)));
+    }
+    let unreadable = |why: String| EnrolError::certificate(&why);
+    let chain = certificates(answer.certificate.as_bytes()).map_err(unreadable)?;
+    let offered = certificates(answer.ca_bundle.as_bytes()).map_err(unreadable)?;
+    let mut named = contact.keyring.root().ca_hashes();
+    named.extend(extra.iter().map(|ca| Hash::of(ca)));
+    // Only what the root names is kept; where it names nothing, the hub's own word is all there
+    // is about agents' certificates, and the system's authorities vouch for the hub.
+    let mut bundle: Vec<_> = offered
+        .into_iter()
+        .filter(|ca| named.is_empty() || named.contains(&Hash::of(ca)))
+        .collect();
+    bundle.extend(extra.iter().filter(|ca| !bundle.contains(ca)).cloned().collect::<Vec<_>>());
+    let judged = Judged { chain: &chain, anchors: &bundle, agent_id: id };
+    let skewed = answer.hub_time.duration_since(now).abs() > MAX_SKEW;
+    let info = judged.at(now).map_err(|fault| match fault {
+        CertFault::NotYetValid(_) => EnrolError::skew(now, answer.hub_time),
+        CertFault::Expired(_) if skewed => EnrolError::skew(now, answer.hub_time),
+        other @ (CertFault::Unreadable(_)
+        | CertFault::WrongName { .. }
+        | CertFault::NotForClients
+        | CertFault::Untrusted(_)
+        | CertFault::Expired(_)) => EnrolError::certificate(&other.to_string()),
+    })?;
+    let key =
+        identity::x509::private_key(asked.key.serialize_pem().as_bytes()).map_err(unreadable)?;
+    let trust = identity::tls::Trust::Authorities(bundle.clone());
+    identity::tls::client_config(&trust, Some((chain, key))).map_err(unreadable)?;
+    Ok(Good { info, bundle })
+}
+
+struct Parts<'a> {
+    judged: &'a Good,
+    contact: &'a Contact,
+    source: Source,
+}
+
+/// The identity as files. The key comes first, so that no reader of a half-placed set finds a new
+/// certificate beside an old key and thinks the worse of it than it is.
+fn files(
+    paths: &Paths,
+    asked: &Asked,
+    answer: &EnrollResponse,
+    Parts { judged, contact, source }: Parts<'_>,
+) -> Vec<NewFile> {
+    let file = |target, content: Vec<u8>, mode, folder_mode| NewFile {
+        target,
+        content: content.into(),
+        mode,
+        folder_mode,
+    };
+    let bundle: String = judged.bundle.iter().map(|ca| pem(ca)).collect();
+    let source = serde_json::to_vec(&source).unwrap_or_default();
+    let key = asked.key.serialize_pem().into_bytes();
+    let crt = answer.certificate.clone().into_bytes();
+    vec![
+        file(paths.client_key(), key, durable::PRIVATE, 0o700),
+        file(paths.client_crt(), crt, durable::PUBLIC, 0o700),
+        file(paths.ca_bundle(), bundle.into_bytes(), durable::PUBLIC, 0o700),
+        file(paths.root(), contact.root.clone(), durable::PUBLIC, 0o755),
+        file(paths.source(), source, durable::PUBLIC, 0o755),
+    ]
+}
+
+fn config_file(ConfigFile { path, content }: ConfigFile) -> NewFile {
+    NewFile { target: path, content: content.into(), mode: durable::PUBLIC, folder_mode: 0o755 }
+}
+
+/// A certificate in PEM, 64 characters a line.
+fn pem(der: &[u8]) -> String {
+    let text = jtnt_proto::bytes::to_base64(der);
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    for (n, c) in text.chars().enumerate() {
+        if n > 0 && n % 64 == 0 {
+            out.push('\n');
+        }
+        out.push(c);
+    }
+    out.push_str("\n-----END CERTIFICATE-----\n");
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! The heartbeat: tells the hub how the agent is, and passes its hints on.
+//!
+//! One task, and no state but the backoff: what to say comes from a closure, what was answered
+//! goes to another. So the loop is tested without a hub, and the hub without the loop.
+
+use std::{future::Future, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use jtnt_proto::hub::{HeartbeatRequest, HeartbeatResponse};
+use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::backoff::{Backoff, Saved},
+    hub::{HubError, Link},
+    runtime::{
+        clock::SharedClock,
+        entropy::{SharedEntropy, fraction},
+    },
+    telemetry::metrics::Metrics,
+};
+
+/// Each wait differs from the interval by at most this part of it, so that agents that started
+/// together drift apart.
+const JITTER: f64 = 0.1;
+
+/// How the last heartbeats went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeartbeatStatus {
+    /// The last one that the hub answered.
+    pub last_success: Option<Timestamp>,
+    /// The same, since boot.
+    pub last_success_uptime: Option<Duration>,
+    /// What went wrong since; nothing when nothing did.
+    pub last_error: Option<String>,
+    /// The next one.
+    pub next_attempt_at: Option<Timestamp>,
+    /// Failures in a row.
+    pub consecutive_failures: u32,
+}
+
+/// What the heartbeat is made of.
+#[derive(Debug)]
+pub struct Deps<Facts, Answered, Remember> {
+    /// Between two heartbeats.
+    pub interval: Duration,
+    /// Between two failures.
+    pub backoff: Backoff,
+    /// What an earlier process left of its backoff.
+    pub saved: Option<Saved>,
+    /// What to say, asked anew each time; nothing while there is no identity.
+    pub facts: Facts,
+    /// Takes each answer: hints, witness, the hub's time.
+    pub answered: Answered,
+    /// Keeps the backoff across restarts; called only when it changes.
+    pub remember: Remember,
+    /// Where the status is shown.
+    pub status: watch::Sender<HeartbeatStatus>,
+    /// Time.
+    pub clock: SharedClock,
+    /// Chance.
+    pub entropy: SharedEntropy,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// Beats until `stop`. Waits while the agent is not enrolled, and beats at once when it is, or
+/// when its client is replaced.
+pub async fn run<F, A, R>(deps: Deps<F, A, R>, mut link: Link, stop: CancellationToken)
+where
+    F: FnMut() -> Option<HeartbeatRequest>,
+    A: FnMut(HeartbeatResponse),
+    R: FnMut(Option<Saved>),
+{
+    let mut heart = Heart { deps, failures_told: 0 };
+    let mut wait = heart.first_wait();
+    loop {
+        let changed = tokio::select! {
+            () = stop.cancelled() => return,
+            changed = link.changed() => changed.is_ok(),
+            () = sleep(wait) => true,
+        };
+        if !changed {
+            // Nobody will ever enrol this agent: the rest of it is gone.
+            return;
+        }
+        let client = link.borrow_and_update().clone();
+        wait = match client {
+            None => Duration::MAX,
+            Some(client) => {
+                let beat = heart.beat(|body| async move { client.heartbeat(&body).await });
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    wait = beat => wait,
+                }
+            }
+        };
+    }
+}
+
+struct Heart<F, A, R> {
+    deps: Deps<F, A, R>,
+    /// As last remembered.
+    failures_told: u32,
+}
+
+impl<F, A, R> Heart<F, A, R>
+where
+    F: FnMut() -> Option<HeartbeatRequest>,
+    A: FnMut(HeartbeatResponse),
+    R: FnMut(Option<Saved>),
+{
+    /// At once, unless an earlier process was told to wait. A clock that jumped back must not
+    /// make it wait longer than any backoff would.
+    fn first_wait(&mut self) -> Duration {
+        let Some(saved) = self.deps.saved else { return Duration::ZERO };
+        self.deps.backoff = self.deps.backoff.resumed(saved.failures);
+        self.failures_told = saved.failures;
+        let left = saved.not_before.duration_since(self.deps.clock.now());
+        let left = Duration::try_from(left).unwrap_or_default();
+        left.min(self.deps.backoff.ceiling())
+    }
+
+    /// One heartbeat; returns how long to wait for the next.
+    async fn beat<S, Fut>(&mut self, send: S) -> Duration
+    where
+        S: FnOnce(HeartbeatRequest) -> Fut,
+        Fut: Future<Output = Result<HeartbeatResponse, HubError>>,
+    {
+        let Some(body) = (self.deps.facts)() else { return self.interval() };
+        let began = self.deps.clock.uptime();
+        let answer = send(body).await;
+        let took = self.deps.clock.uptime().saturating_sub(began);
+        self.deps.metrics.heartbeat_duration.observe(took.as_secs_f64());
+        match answer {
+            Ok(answer) => self.succeeded(answer),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn succeeded(&mut self, answer: HeartbeatResponse) -> Duration {
+        let now = self.deps.clock.now();
+        self.deps.metrics.heartbeat.with_label_values(&["success"]).inc();
+        self.deps.metrics.heartbeat_last_success.set(now.as_duration().as_secs_f64());
+        let offset = now.duration_since(answer.hub_time).as_secs_f64();
+        self.deps.metrics.clock_offset.set(offset);
+        self.deps.backoff.reset();
+        if self.failures_told != 0 {
+            self.failures_told = 0;
+            (self.deps.remember)(None);
+        }
+        let wait = self.interval();
+        let status = HeartbeatStatus {
+            last_success: Some(now),
+            last_success_uptime: Some(self.deps.clock.uptime()),
+            last_error: None,
+            next_attempt_at: Some(later(now, wait)),
+            consecutive_failures: 0,
+        };
+        self.deps.status.send_replace(status);
+        (self.deps.answered)(answer);
+        wait
+    }
+
+    fn failed(&mut self, error: &HubError) -> Duration {
+        self.deps.metrics.heartbeat.with_label_values(&["error"]).inc();
+        let mut wait = self.deps.backoff.next(fraction(self.deps.entropy.as_ref()));
+        if let Some(asked) = error.retry_after() {
+            wait = wait.max(asked);
+        } else if !error.is_transient() {
+            // The same will be refused again; somebody has to do something first.
+            wait = wait.max(self.deps.interval);
+        }
+        let next = later(self.deps.clock.now(), wait);
+        let failures = self.deps.backoff.failures();
+        tracing::warn!(failures, wait_ms = wait.as_millis(), "no heartbeat: {error}");
+        self.deps.status.send_modify(|status| {
+            status.last_error = Some(error.to_string());
+            status.next_attempt_at = Some(next);
+            status.consecutive_failures = failures;
+        });
+        self.failures_told = failures;
+        (self.deps.remember)(Some(Saved { failures, not_before: next }));
+        wait
+    }
+
+    fn interval(&self) -> Duration {
+        let drawn = fraction(self.deps.entropy.as_ref());
+        self.deps.interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * drawn)
+    }
+}
+
+fn later(now: Timestamp, wait: Duration) -> Timestamp {
+    SignedDuration::try_from(wait).ok().and_then(|w| now.checked_add(w).ok()).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests;

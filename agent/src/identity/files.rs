@@ -1,0 +1,163 @@
+//! The files of an identity: their names, their limits, and who may read them.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+};
+
+use jtnt_proto::{bytes::Hash, json};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{IdentityError, RootSource};
+use crate::runtime::durable;
+
+/// The largest file of an identity, in bytes.
+const MAX_BYTES: u64 = 2 << 20;
+
+/// Where the identity lives.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// `data_dir`.
+    pub data_dir: PathBuf,
+}
+
+#[expect(missing_docs, reason = "the names are those of the contract")]
+impl Paths {
+    #[must_use]
+    pub fn client_crt(&self) -> PathBuf {
+        self.data_dir.join("certs/client.crt")
+    }
+
+    #[must_use]
+    pub fn client_key(&self) -> PathBuf {
+        self.data_dir.join("certs/client.key")
+    }
+
+    #[must_use]
+    pub fn ca_bundle(&self) -> PathBuf {
+        self.data_dir.join("certs/ca-bundle.crt")
+    }
+
+    #[must_use]
+    pub fn audit_key(&self) -> PathBuf {
+        self.data_dir.join("keys/audit.key")
+    }
+
+    #[must_use]
+    pub fn audit_pub(&self) -> PathBuf {
+        self.data_dir.join("audit/audit.pub")
+    }
+
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.data_dir.join("trust/root.json")
+    }
+
+    #[must_use]
+    pub fn source(&self) -> PathBuf {
+        self.data_dir.join("trust/source.json")
+    }
+
+    #[must_use]
+    pub fn enrol_lock(&self) -> PathBuf {
+        self.data_dir.join("enrol.lock")
+    }
+
+    #[must_use]
+    pub fn attempts(&self) -> PathBuf {
+        self.data_dir.join("enrol-attempts.jsonl")
+    }
+}
+
+/// `trust/source.json`: how the enrolment came by what it believes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Where the root came from.
+    pub root_source: RootSource,
+    /// Authorities beside those of the root, accepted by `--hub-ca` or `--hub-ca-sha256`.
+    #[serde(default)]
+    pub extra_ca_sha256: BTreeSet<Hash>,
+    /// The machine that enrolled, where it has an id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id_sha256: Option<Hash>,
+}
+
+/// The contents of the files, none of them judged.
+pub(super) struct Files {
+    pub(super) client_crt: Vec<u8>,
+    pub(super) client_key: Zeroizing<Vec<u8>>,
+    pub(super) ca_bundle: Vec<u8>,
+    pub(super) root: Vec<u8>,
+    pub(super) source: Source,
+}
+
+/// Reads all files, or nothing when none is there.
+pub(super) fn read(paths: &Paths) -> Result<Option<Files>, IdentityError> {
+    let all =
+        [paths.client_crt(), paths.client_key(), paths.ca_bundle(), paths.root(), paths.source()];
+    let missing: Vec<_> = all.iter().filter(|p| !p.exists()).collect();
+    match missing.first() {
+        Some(_) if missing.len() == all.len() => return Ok(None),
+        Some(path) => {
+            return Err(IdentityError::Unusable(format!(
+                "{} is missing, other files of the identity are there; \
+                 restore it, or enrol again: {}",
+                path.display(),
+                super::ENROL_AGAIN
+            )));
+        }
+        None => {}
+    }
+    let key = paths.client_key();
+    private(&key).map_err(IdentityError::Unusable)?;
+    let source = bytes(&paths.source())?;
+    Ok(Some(Files {
+        client_crt: bytes(&paths.client_crt())?,
+        client_key: Zeroizing::new(bytes(&key)?),
+        ca_bundle: bytes(&paths.ca_bundle())?,
+        root: bytes(&paths.root())?,
+        source: json::from_slice(&source)
+            .map_err(|e| IdentityError::Unusable(format!("{}: {e}", paths.source().display())))?,
+    }))
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, IdentityError> {
+    durable::read(path, MAX_BYTES)
+        .map_err(|e| IdentityError::Unusable(format!("{}: {e}", path.display())))
+}
+
+/// Refuses a key that others can read.
+#[cfg(unix)]
+pub(super) fn private(path: &Path) -> Result<(), String> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let meta = std::fs::symlink_metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let mode = meta.permissions().mode() & 0o7777;
+    if meta.is_file() && mode & 0o077 == 0 {
+        return Ok(());
+    }
+    if !meta.is_file() {
+        return Err(format!("{} is no plain file", path.display()));
+    }
+    Err(format!(
+        "{} can be read by others (mode {mode:04o}), so the key may be known; \
+         type: chmod 600 {}",
+        path.display(),
+        path.display()
+    ))
+}
+
+#[cfg(not(unix))]
+pub(super) fn private(path: &Path) -> Result<(), String> {
+    std::fs::symlink_metadata(path).map(drop).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// The content of a file that may be missing.
+pub(super) fn optional(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match durable::read(path, MAX_BYTES) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}

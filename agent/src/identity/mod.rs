@@ -1,0 +1,178 @@
+//! Who the agent is on this machine: its audit key, its TLS pair, the root it believes, and the
+//! TLS configuration made from them.
+//!
+//! An identity is whole or it is not used: the key must fit the certificate, the certificate must
+//! chain to an authority that the root names, and its name must follow from the audit key.
+
+pub mod commit;
+mod files;
+mod key;
+mod machine;
+pub mod tls;
+pub mod x509;
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use jtnt_proto::{bytes::Hash, identity::agent_id};
+use rustls_pki_types::CertificateDer;
+
+use crate::{
+    runtime::{entropy::Entropy, lock::Lock, signer::AuditSigner},
+    trust::Keyring,
+};
+
+pub use files::{Paths, Source};
+pub use machine::machine_id_sha256;
+pub use x509::CertInfo;
+
+/// An enrolled agent's identity, whole and consistent.
+#[derive(Debug)]
+pub struct Identity {
+    /// UUIDv8 of the first audit key.
+    pub agent_id: String,
+    /// The client certificate; perhaps one that has expired, which is for others to judge.
+    pub cert: CertInfo,
+    /// The root of roles.
+    pub keyring: Keyring,
+    /// Whether the root came from outside (`pinned`) or from the hub (`trusted_hub`).
+    pub root_source: RootSource,
+    /// For the connection to the hub. A new identity has a new one, so that neither resumption
+    /// nor a pooled connection brings the old certificate back.
+    pub tls: Arc<rustls::ClientConfig>,
+}
+
+/// How the root of roles arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootSource {
+    /// From outside the hub.
+    Pinned,
+    /// From the hub itself: a trial.
+    TrustedHub,
+}
+
+impl RootSource {
+    /// The word in heartbeats and status.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Pinned => "pinned",
+            Self::TrustedHub => "trusted_hub",
+        }
+    }
+}
+
+/// Why there is no usable identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// Nothing is there.
+    #[error("not enrolled; run: jtnt-agent enroll")]
+    NotEnrolled,
+    /// Something is there and cannot be used; says what, where, and what to type.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// Loads the audit key, or makes it at first start (0600, durable), and writes `audit.pub`.
+///
+/// # Errors
+/// When it cannot be read or made, or others can read it.
+pub fn audit_key(
+    paths: &Paths,
+    entropy: &dyn Entropy,
+) -> Result<Arc<dyn AuditSigner>, IdentityError> {
+    key::open_or_create(paths, entropy).map_err(IdentityError::Unusable)
+}
+
+/// Loads the identity. Finishes an enrolment that was committed but not put in place.
+///
+/// # Errors
+/// As [`IdentityError`].
+pub fn load(paths: &Paths) -> Result<Identity, IdentityError> {
+    roll_forward(paths)?;
+    load_placed(paths, machine_id_sha256())
+}
+
+/// Loads what is in place, on the machine of this id.
+pub(crate) fn load_placed(paths: &Paths, machine: Option<Hash>) -> Result<Identity, IdentityError> {
+    let Some(files) = files::read(paths)? else { return Err(IdentityError::NotEnrolled) };
+    let unusable = |what: PathBuf, why: String| {
+        IdentityError::Unusable(format!("{}: {why}; enrol again: {ENROL_AGAIN}", what.display()))
+    };
+    if let (Some(then), Some(now)) = (files.source.machine_id_sha256, machine)
+        && then != now
+    {
+        return Err(IdentityError::Unusable(format!(
+            "NEEDS_REENROLL: this machine is not the one that enrolled (its machine id differs), \
+             so this is a clone. Remove {}, then type: jtnt-agent enroll",
+            paths.data_dir.display()
+        )));
+    }
+    let keyring =
+        Keyring::from_root(&files.root).map_err(|e| unusable(paths.root(), e.to_string()))?;
+    let audit = key::open(paths).map_err(IdentityError::Unusable)?;
+    let Some(audit) = audit else {
+        return Err(unusable(paths.audit_key(), "the audit key is missing".to_owned()));
+    };
+    let id = agent_id(&audit.public_key());
+    let anchors = anchors(&keyring, &files).map_err(|why| unusable(paths.ca_bundle(), why))?;
+    let chain =
+        x509::certificates(&files.client_crt).map_err(|why| unusable(paths.client_crt(), why))?;
+    let judged = x509::Judged { chain: &chain, anchors: &anchors.issuers, agent_id: &id };
+    let cert = judged.at_its_end().map_err(|e| unusable(paths.client_crt(), e.to_string()))?;
+    let key =
+        x509::private_key(&files.client_key).map_err(|why| unusable(paths.client_key(), why))?;
+    let tls = tls::client_config(&anchors.servers, Some((chain, key)))
+        .map_err(|why| unusable(paths.client_key(), why))?;
+    Ok(Identity { agent_id: id, cert, keyring, root_source: files.source.root_source, tls })
+}
+
+const ENROL_AGAIN: &str = "jtnt-agent enroll --force";
+
+/// The authorities of an identity.
+struct Anchors {
+    /// That the client certificate chains to.
+    issuers: Vec<CertificateDer<'static>>,
+    /// That the hub's certificate chains to.
+    servers: tls::Trust,
+}
+
+/// What the root names, and what was accepted by `--hub-ca`. Anything else in the bundle is not
+/// believed, so that a root that drops an authority is obeyed at once.
+fn anchors(keyring: &Keyring, files: &files::Files) -> Result<Anchors, String> {
+    let mut allowed = keyring.root().ca_hashes();
+    allowed.extend(&files.source.extra_ca_sha256);
+    let bundle = x509::certificates(&files.ca_bundle)?;
+    if allowed.is_empty() {
+        // A hub with a public certificate: its own authority vouches for agents only.
+        return Ok(Anchors { issuers: bundle, servers: tls::Trust::System });
+    }
+    let named = keyring.root().hub_ca.iter().map(|der| CertificateDer::from(der.0.clone()));
+    let mut issuers: Vec<_> = named.collect();
+    for ca in bundle {
+        if !allowed.contains(&Hash::of(&ca)) {
+            tracing::warn!(
+                sha256 = %Hash::of(&ca),
+                "the CA bundle holds a cert that the root of roles does not name; ignored"
+            );
+        } else if !issuers.contains(&ca) {
+            issuers.push(ca);
+        }
+    }
+    Ok(Anchors { servers: tls::Trust::Authorities(issuers.clone()), issuers })
+}
+
+/// Finishes a commit that another process left, unless that process is still at it.
+fn roll_forward(paths: &Paths) -> Result<(), IdentityError> {
+    if !commit::is_pending(&paths.data_dir) {
+        return Ok(());
+    }
+    let failed = |why: String| {
+        IdentityError::Unusable(format!("an enrolment could not be put in place: {why}"))
+    };
+    let _lock = Lock::take(&paths.enrol_lock(), &format!("pid {}", std::process::id()))
+        .map_err(|e| failed(e.to_string()))?;
+    commit::finish(&paths.data_dir, &mut |_| Ok(()))
+        .map(drop)
+        .map_err(|e: io::Error| failed(e.to_string()))
+}
