@@ -8,9 +8,10 @@
 //! | ground | [`runtime`] | clock, chance, tasks, durable files, locks: all that would make a run differ from the next |
 //! | decisions | [`domain`] | ids, job states, the policy engine: no I/O, no clock |
 //! | facts | [`trust`], [`store`], [`audit`], [`platform`], [`telemetry`] | what was signed, what survives, what is logged, what differs between systems, what is shown |
-//! | self, door | [`identity`], [`gate`] | keys, certificates and the TLS made from them; the policy's answer about a real file, opened once |
+//! | door | [`gate`] | the policy's answer about a real file, opened once |
+//! | self | [`identity`] | keys, certificates and the TLS made from them |
 //! | line | [`hub`] | the client of the hub |
-//! | errands | [`enrol`], [`heartbeat`], [`policy`] | what is done over the line |
+//! | errands | [`enrol`], [`heartbeat`], [`policy`], [`jobs`] | what is done over the line |
 //! | wishes | [`config`] | the configuration file, the only reader of file and environment |
 //!
 //! Data flows one way. Bytes of the hub become a [`trust::Verified`] or are dropped; a verified job
@@ -25,6 +26,7 @@ pub mod gate;
 pub mod heartbeat;
 pub mod hub;
 pub mod identity;
+pub mod jobs;
 pub mod platform;
 pub mod policy;
 pub mod runtime;

@@ -9,9 +9,9 @@ const FLOORS: &[&[&str]] = &[
     &["runtime"],
     &["domain"],
     &["trust", "store", "audit", "platform", "telemetry"],
-    &["identity", "gate"],
+    &["gate", "identity"],
     &["hub"],
-    &["enrol", "heartbeat", "policy"],
+    &["enrol", "heartbeat", "policy", "jobs"],
     &["config"],
     &["lib"],
 ];

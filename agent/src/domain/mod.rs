@@ -1,6 +1,7 @@
 //! Decisions without I/O: no file, no socket, no clock, no chance. `now` and random numbers are
 //! arguments, effects leave as values.
 
+pub mod admission;
 pub mod backoff;
 pub mod breaker;
 pub mod cert_rule;

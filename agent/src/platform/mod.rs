@@ -1,8 +1,10 @@
 //! All unsafe code and all that differs between systems.
 
+pub mod account;
 pub mod holder;
 pub mod host;
 pub mod notify;
 pub mod paths;
 pub mod peer;
+pub mod process;
 pub mod users;

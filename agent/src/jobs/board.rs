@@ -1,0 +1,219 @@
+//! Which jobs wait and which run: one lock, so that a job is never in between. Two lanes, bounded;
+//! the high lane goes first, but not for ever.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use jtnt_proto::{audit::Caller, job::Priority};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::{ids::JobId, job::Entry};
+
+/// After this many of the high lane in a row, one of the normal lane gets its turn.
+const HIGH_IN_A_ROW: u32 = 16;
+
+/// A job that waits.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    pub(super) entry: Entry,
+    pub(super) priority: Priority,
+}
+
+/// What others hold of a job that runs.
+#[derive(Debug, Clone)]
+pub(super) struct Live {
+    /// Calls it off.
+    pub(super) cancel: CancellationToken,
+    /// Who did, where it was somebody on this machine.
+    pub(super) caller: std::sync::Arc<Mutex<Option<Caller>>>,
+    /// Grows with the output; closed at the end.
+    pub(super) output: watch::Receiver<u64>,
+}
+
+/// The runner's side of a [`Live`].
+#[derive(Debug)]
+pub(super) struct Grant {
+    pub(super) item: Item,
+    pub(super) live: Live,
+    pub(super) output: watch::Sender<u64>,
+}
+
+/// What a call to cancel met.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// It waited, and does no more.
+    Waiting(Box<Item>),
+    /// It runs, and was told.
+    Running,
+    /// Neither.
+    Nowhere,
+}
+
+#[derive(Debug)]
+pub(super) struct Board {
+    inner: Mutex<Inner>,
+    capacity: usize,
+    /// A job came, or one ended.
+    pub(super) moved: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    high: VecDeque<Item>,
+    normal: VecDeque<Item>,
+    high_in_a_row: u32,
+    running: BTreeMap<JobId, Live>,
+}
+
+impl Board {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { inner: Mutex::default(), capacity, moved: Notify::new() }
+    }
+
+    /// How many more may wait.
+    pub(super) fn room(&self) -> usize {
+        self.capacity.saturating_sub(self.lock().waiting())
+    }
+
+    /// Takes a job that was accepted. Never refuses: who accepts asks for [`Self::room`] first, and
+    /// a job that the journal holds must not be lost.
+    pub(super) fn push(&self, item: Item) {
+        let mut inner = self.lock();
+        match item.priority {
+            Priority::High => inner.high.push_back(item),
+            Priority::Normal => inner.normal.push_back(item),
+        }
+        drop(inner);
+        self.moved.notify_waiters();
+    }
+
+    /// Moves the next job from waiting to running.
+    pub(super) fn take(&self) -> Option<Grant> {
+        let mut inner = self.lock();
+        let item = inner.next()?;
+        let (sender, output) = watch::channel(0);
+        let live = Live { cancel: CancellationToken::new(), caller: Default::default(), output };
+        inner.running.insert(item.entry.job_id.clone(), live.clone());
+        Some(Grant { item, live, output: sender })
+    }
+
+    /// Forgets a job that ran.
+    pub(super) fn end(&self, id: &JobId) {
+        self.lock().running.remove(id);
+        self.moved.notify_waiters();
+    }
+
+    /// Takes a job out of the queue, or tells its runner.
+    pub(super) fn cancel(&self, id: &JobId, caller: Option<Caller>) -> Found {
+        let mut inner = self.lock();
+        if let Some(item) = inner.remove(id) {
+            return Found::Waiting(Box::new(item));
+        }
+        let Some(live) = inner.running.get(id) else { return Found::Nowhere };
+        *live.caller.lock().unwrap_or_else(PoisonError::into_inner) = caller;
+        live.cancel.cancel();
+        Found::Running
+    }
+
+    /// Whether the job waits or runs here.
+    pub(super) fn holds(&self, id: &JobId) -> bool {
+        let inner = self.lock();
+        let waits = |lane: &VecDeque<Item>| lane.iter().any(|item| item.entry.job_id == *id);
+        inner.running.contains_key(id) || waits(&inner.high) || waits(&inner.normal)
+    }
+
+    /// Tells when a running job's output grows.
+    pub(super) fn output(&self, id: &JobId) -> Option<watch::Receiver<u64>> {
+        self.lock().running.get(id).map(|live| live.output.clone())
+    }
+
+    /// Jobs that wait, and jobs that run.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let inner = self.lock();
+        (inner.waiting(), inner.running.len())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn waiting(&self) -> usize {
+        self.high.len() + self.normal.len()
+    }
+
+    fn next(&mut self) -> Option<Item> {
+        let normal_first = self.high_in_a_row >= HIGH_IN_A_ROW && !self.normal.is_empty();
+        if !normal_first && let Some(item) = self.high.pop_front() {
+            self.high_in_a_row += 1;
+            return Some(item);
+        }
+        self.high_in_a_row = 0;
+        self.normal.pop_front()
+    }
+
+    fn remove(&mut self, id: &JobId) -> Option<Item> {
+        [&mut self.high, &mut self.normal].into_iter().find_map(|lane| {
+            let at = lane.iter().position(|item| item.entry.job_id == *id)?;
+            lane.remove(at)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::fixture::entry;
+
+    fn board(jobs: &[(&str, Priority)]) -> Board {
+        let board = Board::new(8);
+        for (id, priority) in jobs {
+            board.push(Item { entry: entry(id), priority: *priority });
+        }
+        board
+    }
+
+    fn order(board: &Board) -> Vec<String> {
+        std::iter::from_fn(|| board.take()).map(|g| g.item.entry.job_id.to_string()).collect()
+    }
+
+    #[test]
+    fn the_high_lane_goes_first_and_each_lane_in_order() {
+        let (high, normal) = (Priority::High, Priority::Normal);
+        let board = board(&[("a", normal), ("b", high), ("c", normal), ("d", high)]);
+        assert_eq!(order(&board), ["b", "d", "a", "c"]);
+    }
+
+    #[test]
+    fn the_high_lane_does_not_starve_the_other() {
+        let mut jobs = vec![("slow", Priority::Normal)];
+        jobs.extend([("fast", Priority::High); 20]);
+        let order = order(&board(&jobs));
+        assert_eq!(order.iter().position(|id| id == "slow"), Some(16));
+    }
+
+    #[test]
+    fn what_is_cancelled_is_found_where_it_is() {
+        let board = board(&[("runs", Priority::Normal), ("waits", Priority::Normal)]);
+        let grant = board.take().unwrap();
+        let id = |text: &str| JobId::try_from(text).unwrap();
+        assert!(matches!(board.cancel(&id("waits"), None), Found::Waiting(_)));
+        assert!(matches!(board.cancel(&id("runs"), None), Found::Running));
+        assert!(grant.live.cancel.is_cancelled());
+        board.end(&id("runs"));
+        assert!(matches!(board.cancel(&id("runs"), None), Found::Nowhere));
+        assert_eq!(board.counts(), (0, 0));
+    }
+
+    #[test]
+    fn room_shrinks_with_what_waits_and_not_with_what_runs() {
+        let board = board(&[("a", Priority::Normal), ("b", Priority::High)]);
+        assert_eq!(board.room(), 6);
+        let _grant = board.take().unwrap();
+        assert_eq!(board.room(), 7);
+    }
+}

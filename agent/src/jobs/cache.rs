@@ -1,0 +1,214 @@
+//! What is kept of jobs on disk, and for how long. Space that runs short costs output, oldest
+//! first; never the end of a job that the hub does not know.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use jiff::Timestamp;
+use jtnt_proto::{bytes::Hash, hub::JobResult, json};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    core::Core,
+    results::{MAX_RESULT_BYTES, without_output},
+};
+use crate::{
+    domain::{
+        ids::JobId,
+        job::{Entry, State},
+    },
+    runtime::durable,
+    store::StoreError,
+};
+
+const UPKEEP: Duration = Duration::from_secs(600);
+
+/// What waits for the hub, and what could go.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CacheStatus {
+    /// Ends of jobs that the hub does not know.
+    pub pending_results: u64,
+    /// Bytes of their files.
+    pub pending_bytes: u64,
+    /// When the oldest of them ended.
+    pub oldest_pending_at: Option<Timestamp>,
+    /// The bound.
+    pub max_bytes: u64,
+    /// Delivered jobs whose output is still there.
+    pub delivered_jobs: u64,
+    /// Bytes of it.
+    pub delivered_bytes: u64,
+}
+
+/// What a cleaning removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cleaned {
+    /// Jobs whose output went.
+    pub jobs: u64,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Results that wait, and stay.
+    pub kept_pending: u64,
+}
+
+/// The output of one job on disk.
+#[derive(Debug)]
+struct Kept {
+    path: PathBuf,
+    bytes: u64,
+    at: SystemTime,
+}
+
+impl Core {
+    /// Counts what is there. Blocks.
+    pub(super) fn cache_status(&self) -> Result<CacheStatus, StoreError> {
+        let undelivered = self.deps.journal.undelivered()?;
+        let delivered = self.delivered_outputs()?;
+        Ok(CacheStatus {
+            pending_results: undelivered.len() as u64,
+            pending_bytes: self.pending_bytes.load(Ordering::Relaxed),
+            oldest_pending_at: undelivered.first().and_then(|e| e.finished_at),
+            max_bytes: self.config.cache_max_bytes,
+            delivered_jobs: delivered.len() as u64,
+            delivered_bytes: delivered.iter().map(|kept| kept.bytes).sum(),
+        })
+    }
+
+    /// Removes the output of delivered jobs; their records stay. Blocks.
+    pub(super) fn cache_clean(&self) -> Result<Cleaned, StoreError> {
+        let mut cleaned =
+            Cleaned { kept_pending: self.deps.journal.counts().undelivered, ..Cleaned::default() };
+        for kept in self.delivered_outputs()? {
+            fs::remove_dir_all(&kept.path).map_err(|e| unreadable(&kept.path, &e))?;
+            cleaned.jobs += 1;
+            cleaned.bytes += kept.bytes;
+        }
+        Ok(cleaned)
+    }
+
+    /// Oldest first.
+    fn delivered_outputs(&self) -> Result<Vec<Kept>, StoreError> {
+        let mut found = Vec::new();
+        let dir = self.deps.state_dir.join("jobs");
+        for path in entries(&dir).map_err(|e| unreadable(&dir, &e))? {
+            let Some(id) = path.file_name().and_then(|n| n.to_str()).map(JobId::try_from) else {
+                continue;
+            };
+            let Ok(id) = id else { continue };
+            let gone = self.deps.journal.get(&id)?.is_none_or(|entry| entry.delivered);
+            if gone && !self.board.holds(&id) {
+                found.push(kept(path));
+            }
+        }
+        found.sort_by_key(|kept| kept.at);
+        Ok(found)
+    }
+
+    /// Brings the cache back within its bounds.
+    pub(super) async fn upkeep(self: &Arc<Self>) -> Result<(), StoreError> {
+        let now = self.deps.time.now();
+        let before = now.checked_sub(self.config.cache_max_age).unwrap_or(Timestamp::MIN);
+        let pruned = self.deps.journal.prune(before, now).await?;
+        let core = Arc::clone(self);
+        let trim = tokio::task::spawn_blocking(move || core.trim(&pruned)).await;
+        trim.map_err(|e| StoreError(e.to_string()))??;
+        self.shed(before).await
+    }
+
+    /// Removes the output of jobs whose records went, and the oldest of the others while there is
+    /// too much. Blocks.
+    fn trim(&self, pruned: &[JobId]) -> Result<(), StoreError> {
+        for id in pruned {
+            remove_dir(&self.job_dir(id));
+        }
+        let most = self.config.cache_max_bytes;
+        let outputs = self.delivered_outputs()?;
+        let mut bytes: u64 = outputs.iter().map(|kept| kept.bytes).sum();
+        for kept in outputs {
+            if bytes <= most {
+                break;
+            }
+            bytes = bytes.saturating_sub(kept.bytes);
+            remove_dir(&kept.path);
+        }
+        Ok(())
+    }
+
+    /// Leaves the output out of results that wait: the oldest while there are too many bytes, and
+    /// all that ended before `before`.
+    async fn shed(&self, before: Timestamp) -> Result<(), StoreError> {
+        for entry in self.deps.journal.undelivered()? {
+            let over = self.pending_bytes.load(Ordering::Relaxed) > self.config.cache_max_bytes;
+            let old = entry.finished_at.is_some_and(|at| at < before);
+            if !over && !old {
+                break;
+            }
+            if let State::Finished(_) = entry.state
+                && let Err(error) = self.shed_one(entry).await
+            {
+                tracing::warn!(%error, "the output of a waiting result could not be left out");
+            }
+        }
+        Ok(())
+    }
+
+    async fn shed_one(&self, mut entry: Entry) -> io::Result<()> {
+        let path = self.result_file(&entry);
+        let body = durable::read(&path, MAX_RESULT_BYTES)?;
+        let result: JobResult = json::from_slice(&body).map_err(io::Error::other)?;
+        let smaller = serde_json::to_vec(&without_output(result)).map_err(io::Error::other)?;
+        if smaller.len() == body.len() {
+            return Ok(());
+        }
+        entry.result_sha256 = Some(Hash::of(&smaller));
+        self.store_result(&entry, smaller).await?;
+        let (order, less) = (Ordering::Relaxed, body.len() as u64);
+        let subtract = |all: u64| Some(all.saturating_sub(less));
+        let _before = self.pending_bytes.fetch_update(order, order, subtract);
+        self.deps.journal.update(entry).await.map_err(io::Error::other)
+    }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> StoreError {
+    StoreError(format!("{}: {error}", path.display()))
+}
+
+fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        found => found?.map(|entry| entry.map(|e| e.path())).collect(),
+    }
+}
+
+fn kept(path: PathBuf) -> Kept {
+    let metas = entries(&path).unwrap_or_default().into_iter().filter_map(|p| p.metadata().ok());
+    let bytes = metas.map(|meta| meta.len()).sum();
+    let at = path.metadata().and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    Kept { path, bytes, at }
+}
+
+fn remove_dir(path: &Path) {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, path = %path.display(), "a job's output was not removed");
+        }
+        _ => {}
+    }
+}
+
+/// Keeps the cache within its bounds, until the agent stops.
+pub(super) async fn run(core: Arc<Core>, shutdown: CancellationToken) {
+    loop {
+        if let Err(error) = core.upkeep().await {
+            tracing::warn!(%error, "the cache was not looked after");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}

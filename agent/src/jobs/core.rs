@@ -1,0 +1,262 @@
+//! What every part of the jobs shares: the floors below, and the few things they own together.
+
+use std::{
+    ops::RangeInclusive,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use jtnt_proto::job::{Job, Work};
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::{
+    board::Board, cancels::Cancels, refuse::Throttle, report::Report, results::Window, users::Pool,
+};
+use crate::{
+    audit::Audit,
+    domain::{
+        admission::Facts,
+        ids::JobId,
+        job::{Entry, State},
+    },
+    gate::{Gate, PolicyWatch},
+    hub::Link,
+    platform::process::Launcher,
+    runtime::{clock::SharedClock, entropy::SharedEntropy, tasks::Tasks},
+    store::{Journal, time::TrustedTime},
+    telemetry::metrics::Metrics,
+    trust::{Keyring, Verified},
+};
+
+/// Longer commands are cut in lists and logs; the signed job has them whole.
+const MAX_COMMAND_CHARS: usize = 2048;
+
+/// The floors below, handed in by the composition root.
+#[derive(Debug, Clone)]
+pub struct Deps {
+    /// This agent.
+    pub agent_id: String,
+    /// Holds `jobs/` and `job_results_pending/`.
+    pub state_dir: PathBuf,
+    /// The journal.
+    pub journal: Journal,
+    /// The audit log.
+    pub audit: Audit,
+    /// Time by which expiry is judged.
+    pub time: TrustedTime,
+    /// Time for people.
+    pub clock: SharedClock,
+    /// Jitter.
+    pub entropy: SharedEntropy,
+    /// The keys in force; `None` while the agent is not enrolled.
+    pub keyring: watch::Receiver<Option<Keyring>>,
+    /// The policy in force.
+    pub policy: PolicyWatch,
+    /// Its decision on real files.
+    pub gate: Gate,
+    /// The hub; `None` while the agent is not enrolled.
+    pub link: Link,
+    /// What is scraped.
+    pub metrics: Metrics,
+    /// Where jobs are spawned, and what tells them of a shutdown.
+    pub tasks: Tasks,
+    /// What starts processes.
+    pub launcher: Arc<dyn Launcher>,
+}
+
+/// Bounds.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Jobs that run at once.
+    pub max_concurrent: usize,
+    /// Jobs that wait.
+    pub queue: usize,
+    /// User ids for jobs that name no user.
+    pub uid_range: RangeInclusive<u32>,
+    /// Bytes of results and outputs that are kept.
+    pub cache_max_bytes: u64,
+    /// How long outputs are kept.
+    pub cache_max_age: SignedDuration,
+    /// Time between the polite signal and the last one.
+    pub grace: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_concurrent: 4,
+            queue: 1000,
+            uid_range: 61_184..=65_519,
+            cache_max_bytes: 256 << 20,
+            cache_max_age: SignedDuration::from_hours(168),
+            grace: Duration::from_secs(5),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) deps: Deps,
+    pub(super) config: Config,
+    pub(super) board: Board,
+    pub(super) pool: Pool,
+    pub(super) cancels: Cancels,
+    pub(super) throttle: Throttle,
+    pub(super) window: Window,
+    pub(super) reports: mpsc::Sender<Report>,
+    pub(super) pending_bytes: AtomicU64,
+    /// Ask the hub now.
+    pub(super) poke: Notify,
+}
+
+impl Core {
+    /// The folder of one job's output.
+    pub(super) fn job_dir(&self, id: &JobId) -> PathBuf {
+        self.deps.state_dir.join("jobs").join(id.as_str())
+    }
+
+    /// Where results wait for the hub.
+    pub(super) fn pending_dir(&self) -> PathBuf {
+        self.deps.state_dir.join("job_results_pending")
+    }
+
+    /// The file of one result.
+    pub(super) fn result_file(&self, entry: &Entry) -> PathBuf {
+        self.pending_dir().join(format!("{}.{}.json", entry.job_id, entry.attempt))
+    }
+
+    /// The keys in force.
+    pub(super) fn keyring(&self) -> Option<Keyring> {
+        self.deps.keyring.borrow().clone()
+    }
+
+    /// The policy in force; 0 without one.
+    pub(super) fn policy_version(&self) -> u64 {
+        self.deps.policy.borrow().as_ref().map_or(0, |policy| policy.verified.get().version)
+    }
+
+    /// What a job under `keyring` is held against at this moment.
+    pub(super) fn facts<'a>(&'a self, keyring: &'a Keyring) -> Facts<'a> {
+        let root = keyring.root();
+        Facts {
+            agent_id: &self.deps.agent_id,
+            root_id: &root.root_id,
+            root_version: root.version,
+            policy_version: self.policy_version(),
+            journal_created_at: self.deps.journal.created_at(),
+            now: self.deps.time.now(),
+        }
+    }
+
+    /// Brings the gauges up to date.
+    pub(super) fn show(&self) {
+        let (waiting, running) = self.board.counts();
+        let pending = self.deps.journal.counts().undelivered;
+        let bytes = self.pending_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        let metrics = &self.deps.metrics;
+        metrics.jobs_queued.set(gauge(waiting as u64));
+        metrics.jobs_active.set(gauge(running as u64));
+        metrics.results_pending.set(gauge(pending));
+        metrics.results_pending_bytes.set(gauge(bytes));
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge of fewer than 2^53")]
+const fn gauge(n: u64) -> f64 {
+    n as f64
+}
+
+/// The first record of a verified job.
+pub(super) fn entry_of(
+    job: &Verified<Job>,
+    job_id: JobId,
+    envelope: jtnt_proto::envelope::Envelope,
+    now: Timestamp,
+) -> Entry {
+    let job = job.get();
+    Entry {
+        job_id,
+        kind: job.work.kind().to_owned(),
+        command: describe(&job.work),
+        envelope: Some(envelope),
+        state: State::Queued,
+        attempt: 1,
+        received_at: now,
+        expires_at: job.expires_at,
+        started_at: None,
+        finished_at: None,
+        duration_ms: None,
+        process: None,
+        exit_code: None,
+        signal: None,
+        reason: None,
+        message: None,
+        user: None,
+        policy_version: 0,
+        rule: None,
+        enforcement: None,
+        stdout_bytes: 0,
+        stderr_bytes: 0,
+        result_sha256: None,
+        delivered: false,
+    }
+}
+
+/// What a job does, in a line.
+pub(super) fn describe(work: &Work) -> String {
+    let mut text = match work {
+        Work::Exec(x) => words(&x.path, &x.args),
+        Work::Script(s) => {
+            let script = format!("{} sha256:{}", s.interpreter, s.content.sha256);
+            words(&script, &s.args)
+        }
+        Work::Download(d) => d.dest.clone(),
+        Work::Upload(u) => u.path.clone(),
+    };
+    if let Some((end, _)) = text.char_indices().nth(MAX_COMMAND_CHARS) {
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
+}
+
+/// Cuts a text for people to what a hub must accept.
+pub(super) fn bounded(mut text: String) -> String {
+    const MAX_BYTES: usize = 1000;
+    if text.len() > MAX_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_BYTES));
+        text.push_str("...");
+    }
+    text
+}
+
+fn words(first: &str, rest: &[String]) -> String {
+    rest.iter().fold(first.to_owned(), |mut line, word| {
+        line.push(' ');
+        line.push_str(word);
+        line
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jtnt_proto::job::Exec;
+
+    #[test]
+    fn a_command_is_a_bounded_line() {
+        let exec = |args: Vec<String>| {
+            describe(&Work::Exec(Exec {
+                path: "/bin/echo".into(),
+                args,
+                env: [].into(),
+                cwd: None,
+                run_as: None,
+            }))
+        };
+        assert_eq!(exec(vec!["a".into(), "b c".into()]), "/bin/echo a b c");
+        assert_eq!(exec(vec!["é".repeat(9999)]).chars().count(), MAX_COMMAND_CHARS + 3);
+    }
+}

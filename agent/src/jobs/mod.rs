@@ -1,0 +1,203 @@
+//! A job, from the hub to its result: intake, queue, runner, results. One way; each step is
+//! durable before its effect, so a crash at any point neither runs a job twice nor loses one.
+
+mod board;
+mod cache;
+mod cancels;
+mod capture;
+mod core;
+mod download;
+mod intake;
+mod output;
+mod permit;
+mod recovery;
+mod refuse;
+mod report;
+mod results;
+mod retry;
+mod runner;
+mod upload;
+mod users;
+mod work;
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use jtnt_proto::audit::Caller;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use self::{board::Found, core::Core, runner::Ended};
+pub use self::{
+    cache::{CacheStatus, Cleaned},
+    core::{Config, Deps},
+    output::{Part, Stream},
+};
+use crate::{
+    domain::{
+        ids::JobId,
+        job::{Entry, State},
+    },
+    store::StoreError,
+};
+
+/// The most that one read of an output returns.
+const MAX_READ_BYTES: usize = 256 * 1024;
+
+/// What others may ask of the jobs. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Jobs {
+    core: Arc<Core>,
+}
+
+/// The work itself, to be run by one task of the agent.
+#[derive(Debug)]
+pub struct Work {
+    core: Arc<Core>,
+    reports: mpsc::Receiver<report::Report>,
+}
+
+/// Why a job was not called off.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CancelError {
+    /// No such job.
+    #[error("no job {0} in the journal")]
+    Unknown(JobId),
+    /// It has ended.
+    #[error("job {0} has ended already ({1})")]
+    Ended(JobId, &'static str),
+    /// The journal or the audit log does not answer.
+    #[error("{0}")]
+    Store(String),
+}
+
+impl From<StoreError> for CancelError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+
+impl Jobs {
+    /// A handle, and the work that somebody must run.
+    #[must_use]
+    pub fn build(deps: Deps, config: Config) -> (Self, Work) {
+        let (sender, reports) = mpsc::channel(report::QUEUE);
+        let core = Arc::new(Core {
+            board: board::Board::new(config.queue),
+            pool: users::Pool::new(config.uid_range.clone()),
+            deps,
+            config,
+            cancels: cancels::Cancels::default(),
+            throttle: refuse::Throttle::default(),
+            window: results::Window::default(),
+            reports: sender,
+            pending_bytes: AtomicU64::new(0),
+            poke: Notify::new(),
+        });
+        (Self { core: Arc::clone(&core) }, Work { core, reports })
+    }
+
+    /// Calls a job off; returns its state after the request was taken. The call is audited by
+    /// whoever takes it, the end of the job here.
+    ///
+    /// # Errors
+    /// As [`CancelError`].
+    pub async fn cancel(&self, id: &JobId, caller: Option<Caller>) -> Result<State, CancelError> {
+        match self.core.board.cancel(id, caller.clone()) {
+            Found::Waiting(item) => {
+                self.core.conclude(item.entry, Ended::cancelled(), caller).await?;
+            }
+            Found::Running => return Ok(State::Running),
+            Found::Nowhere => {}
+        }
+        match self.core.deps.journal.get(id)? {
+            None => Err(CancelError::Unknown(id.clone())),
+            Some(Entry { state: State::Finished(jtnt_proto::hub::Outcome::Cancelled), .. }) => {
+                Ok(State::Finished(jtnt_proto::hub::Outcome::Cancelled))
+            }
+            Some(entry) if entry.state.is_terminal() => {
+                Err(CancelError::Ended(id.clone(), entry.state.word()))
+            }
+            Some(entry) => Ok(entry.state),
+        }
+    }
+
+    /// Asks the hub for jobs at once.
+    pub fn poke(&self) {
+        self.core.poke.notify_one();
+    }
+
+    /// Reads at most `max` bytes of a job's output from `offset` on. Where bytes were dropped,
+    /// [`Part::offset`] is where it goes on; an empty part is the end of what there is.
+    ///
+    /// # Errors
+    /// When journal or files cannot be read.
+    pub async fn read_output(
+        &self,
+        id: &JobId,
+        stream: Stream,
+        offset: u64,
+        max: usize,
+    ) -> Result<Part, StoreError> {
+        let entry = self.core.deps.journal.get(id)?;
+        let ended = entry.filter(|e| e.state.is_terminal());
+        let total = ended.map(|e| match stream {
+            Stream::Stdout => e.stdout_bytes,
+            Stream::Stderr => e.stderr_bytes,
+        });
+        let (dir, max) = (self.core.job_dir(id), max.min(MAX_READ_BYTES));
+        let read = move || output::read(&dir, stream, offset, max, total);
+        let part = tokio::task::spawn_blocking(read).await;
+        part.map_err(|e| StoreError(e.to_string()))?.map_err(|e| StoreError(e.to_string()))
+    }
+
+    /// Changes whenever a running job's output grows, and closes at its end; `None` for a job that
+    /// does not run.
+    #[must_use]
+    pub fn follow_output(&self, id: &JobId) -> Option<watch::Receiver<u64>> {
+        self.core.board.output(id)
+    }
+
+    /// What waits for the hub, and what could go.
+    ///
+    /// # Errors
+    /// When journal or files cannot be read.
+    pub async fn cache_status(&self) -> Result<CacheStatus, StoreError> {
+        let core = Arc::clone(&self.core);
+        let status = tokio::task::spawn_blocking(move || core.cache_status()).await;
+        status.map_err(|e| StoreError(e.to_string()))?
+    }
+
+    /// Removes the output of jobs whose result the hub has. Their records stay.
+    ///
+    /// # Errors
+    /// When journal or files cannot be read, or a file cannot be removed.
+    pub async fn cache_clean(&self) -> Result<Cleaned, StoreError> {
+        let core = Arc::clone(&self.core);
+        let cleaned = tokio::task::spawn_blocking(move || core.cache_clean()).await;
+        cleaned.map_err(|e| StoreError(e.to_string()))?
+    }
+}
+
+impl Work {
+    /// Recovers what was under way, then takes, runs and reports jobs until `shutdown`. Jobs that
+    /// run are ended then; each is a task of its own, which the drain waits for.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let Self { core, reports } = self;
+        if let Err(error) = recovery::recover(&core).await {
+            tracing::error!(%error, "the journal cannot be recovered; no job runs");
+            return;
+        }
+        tokio::join!(
+            intake::run(Arc::clone(&core), shutdown.clone()),
+            runner::run(Arc::clone(&core), shutdown.clone()),
+            results::run(Arc::clone(&core), shutdown.clone()),
+            cache::run(Arc::clone(&core), shutdown.clone()),
+            report::run(core, reports, shutdown),
+        );
+    }
+}
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;

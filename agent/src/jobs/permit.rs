@@ -1,0 +1,92 @@
+//! The policy's answer to a job's request, whatever its kind, with what was opened for it.
+
+use std::fs::File;
+
+use jiff::Timestamp;
+use jtnt_proto::{
+    bytes::Hash,
+    job::{Job, Script, Work},
+    key::KeyId,
+    policy::Limits,
+};
+
+use crate::{
+    gate::{Destination, Gate, Program, Ruling},
+    trust::Keyring,
+};
+
+/// What is used afterwards: the very thing the policy was asked about.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// The program, or a script's interpreter.
+    Program(Program),
+    Destination(Destination),
+    Source(File),
+}
+
+/// A ruling without its type.
+#[derive(Debug)]
+pub(super) struct Permit {
+    pub(super) allowed: bool,
+    pub(super) monitored: bool,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+    pub(super) rule: Option<String>,
+    pub(super) run_as: Option<String>,
+    pub(super) policy_version: u64,
+    pub(super) limits: Limits,
+    pub(super) canonical: Option<String>,
+    pub(super) sha256: Option<Hash>,
+    pub(super) opened: Option<Opened>,
+}
+
+impl Permit {
+    fn of<T>(ruling: Ruling<T>, opened: impl FnOnce(T) -> Opened) -> Self {
+        Self {
+            allowed: ruling.allowed,
+            monitored: ruling.monitored,
+            reason: ruling.reason,
+            message: ruling.message,
+            rule: ruling.rule,
+            run_as: ruling.run_as,
+            policy_version: ruling.policy_version,
+            limits: ruling.limits,
+            canonical: ruling.canonical,
+            sha256: ruling.sha256,
+            opened: ruling.opened.map(opened),
+        }
+    }
+}
+
+/// Asks. Opens files, and may read them whole, so it blocks.
+pub(super) fn ask(gate: &Gate, keyring: &Keyring, job: &Job, now: Timestamp) -> Permit {
+    match &job.work {
+        Work::Exec(exec) => Permit::of(gate.exec(exec, now), Opened::Program),
+        Work::Script(script) => {
+            let signers = endorsers(keyring, script, now);
+            Permit::of(gate.script(script, &signers, now), Opened::Program)
+        }
+        Work::Download(download) => Permit::of(gate.download(download, now), Opened::Destination),
+        Work::Upload(upload) => Permit::of(gate.upload(upload, now), Opened::Source),
+    }
+}
+
+/// Keys that vouch for this very script under this very interpreter, now. A bad endorsement is as
+/// good as none: a rule may still admit the script by its hash.
+fn endorsers(keyring: &Keyring, script: &Script, now: Timestamp) -> Vec<KeyId> {
+    let Some(envelope) = &script.endorsement else { return Vec::new() };
+    match keyring.script(envelope) {
+        Ok(verified) => {
+            let endorsed = verified.get();
+            let fits = endorsed.sha256 == script.content.sha256
+                && endorsed.interpreter == script.interpreter
+                && endorsed.root_id == keyring.root().root_id
+                && now < endorsed.expires_at;
+            if fits { verified.signers().iter().copied().collect() } else { Vec::new() }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a script's endorsement does not count");
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! After a start: what the journal says was under way is brought to an end or goes on. Nothing
+//! runs twice unless the job allows it, and nothing is forgotten.
+
+use std::{
+    fs,
+    sync::{Arc, atomic::Ordering},
+};
+
+use jtnt_proto::{
+    hub::{JobResult, Outcome},
+    job::Priority,
+    json,
+};
+
+use super::{
+    board::Item,
+    core::Core,
+    results::{MAX_RESULT_BYTES, executed},
+    runner::{Ended, verified},
+};
+use crate::{
+    domain::{
+        ids::JobId,
+        job::{Entry, State},
+    },
+    platform::process,
+    runtime::durable,
+    store::StoreError,
+};
+
+/// A job that ends the agent each time must not do so for ever.
+const MAX_ATTEMPTS: u32 = 3;
+
+/// Goes through what had not ended.
+pub(super) async fn recover(core: &Arc<Core>) -> Result<(), StoreError> {
+    for dir in [core.deps.state_dir.join("jobs"), core.pending_dir()] {
+        durable::create_dir(&dir, 0o700)
+            .map_err(|e| StoreError(format!("{}: {e}", dir.display())))?;
+    }
+    tidy(core)?;
+    for entry in core.deps.journal.unfinished()? {
+        match entry.state {
+            State::Queued => wait_again(core, entry),
+            State::Starting | State::Running => resolve(core, entry).await?,
+            State::Finished(_) | State::Rejected => {}
+        }
+    }
+    core.show();
+    Ok(())
+}
+
+/// Keys, time, policy and cancels are asked again when its turn comes.
+fn wait_again(core: &Core, entry: Entry) {
+    let priority = verified(core, &entry).map_or(Priority::Normal, |(_, job)| job.get().priority);
+    core.board.push(Item { entry, priority });
+}
+
+async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
+    if let Some(result) = stored(core, &entry) {
+        return adopt(core, entry, &result).await;
+    }
+    let same_boot = entry
+        .process
+        .as_ref()
+        .is_some_and(|process| process::boot_id().is_ok_and(|now| now == process.boot_id));
+    if !same_boot {
+        let message = "the machine went down while the job ran";
+        let ended = Ended::because(Outcome::Interrupted, "MACHINE_DOWN", message);
+        return core.conclude(entry, ended, None).await;
+    }
+    let (process, id) = (entry.process.clone(), entry.job_id.clone());
+    let kill = move || process::kill_leftovers(process.as_ref(), id.as_str());
+    let killed = tokio::task::spawn_blocking(kill).await.unwrap_or(0);
+    tracing::warn!(job_id = %entry.job_id, killed, "the agent ended while this job ran");
+    let again = verified(core, &entry).is_ok_and(|(_, job)| job.get().idempotent);
+    if again && entry.attempt < MAX_ATTEMPTS {
+        entry.attempt += 1;
+        (entry.state, entry.process, entry.started_at) = (State::Queued, None, None);
+        core.deps.journal.update(entry.clone()).await?;
+        wait_again(core, entry);
+        return Ok(());
+    }
+    let message = "the agent ended while the job ran; nobody can tell how far it came";
+    let ended = Ended::because(Outcome::Indeterminate, "AGENT_ENDED", message);
+    core.conclude(entry, ended, None).await
+}
+
+/// A result that was stored when the journal could not say so any more.
+fn stored(core: &Core, entry: &Entry) -> Option<(JobResult, Vec<u8>)> {
+    let body = durable::read(&core.result_file(entry), MAX_RESULT_BYTES).ok()?;
+    let result: JobResult = json::from_slice(&body).ok()?;
+    let own = result.job_id == entry.job_id.as_str() && result.attempt == entry.attempt;
+    own.then_some((result, body))
+}
+
+async fn adopt(
+    core: &Core,
+    mut entry: Entry,
+    (result, body): &(JobResult, Vec<u8>),
+) -> Result<(), StoreError> {
+    entry.state = State::Finished(result.outcome);
+    entry.finished_at = Some(result.finished_at);
+    entry.duration_ms = Some(result.duration_ms);
+    (entry.exit_code, entry.signal) = (result.exit_code, result.signal);
+    (entry.reason, entry.message) = (result.reason.clone(), result.message.clone());
+    entry.stdout_bytes = result.stdout.as_ref().map_or(0, |out| out.total_bytes);
+    entry.stderr_bytes = result.stderr.as_ref().map_or(0, |out| out.total_bytes);
+    entry.result_sha256 = Some(jtnt_proto::bytes::Hash::of(body));
+    // Perhaps a second line about the same end; one too many is better than none.
+    core.log(executed(&entry, result.outcome).detail("recovered", true)).await;
+    core.deps.journal.update(entry).await
+}
+
+/// Removes results that were delivered, and counts what waits.
+fn tidy(core: &Core) -> Result<(), StoreError> {
+    let dir = core.pending_dir();
+    let unreadable = |e: std::io::Error| StoreError(format!("{}: {e}", dir.display()));
+    let mut bytes = 0;
+    for file in fs::read_dir(&dir).map_err(unreadable)? {
+        let file = file.map_err(unreadable)?;
+        let name = file.file_name();
+        let id = name.to_str().and_then(|n| n.split('.').next()).map(JobId::try_from);
+        let entry = match id {
+            Some(Ok(id)) => core.deps.journal.get(&id)?,
+            _ => None,
+        };
+        match entry {
+            Some(entry) if entry.delivered => {
+                fs::remove_file(file.path()).map_err(unreadable)?;
+            }
+            Some(_) => bytes += file.metadata().map_or(0, |meta| meta.len()),
+            None => tracing::warn!(file = ?name, "a result of no job in the journal stays unsent"),
+        }
+    }
+    core.pending_bytes.store(bytes, Ordering::Relaxed);
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! How a refusal is written down. A verified job's refusal consumes its id; of what is not
+//! verified only a bounded number of lines a minute is kept, or a hub could fill the disk.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use jtnt_proto::{
+    audit::{Event, Status},
+    hub::JobStatusState,
+};
+
+use super::{
+    core::{Core, bounded},
+    permit::Permit,
+    report::Report,
+};
+use crate::{
+    audit::Record,
+    domain::{
+        admission::Refused,
+        ids::JobId,
+        job::{Entry, Reject, State},
+    },
+    store::{Admission, StoreError},
+};
+
+const LINES_A_WINDOW: u32 = 10;
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// A no, with everything that is told about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) reason: Reject,
+    pub(super) message: String,
+    /// The policy's own word, where it was the policy that refused.
+    pub(super) decision: Option<&'static str>,
+    pub(super) rule: Option<String>,
+    pub(super) policy_version: u64,
+}
+
+impl Refusal {
+    pub(super) fn of(refused: Refused, policy_version: u64) -> Self {
+        let Refused { reason, message } = refused;
+        Self { reason, message: bounded(message), decision: None, rule: None, policy_version }
+    }
+
+    pub(super) fn by_policy(permit: &Permit) -> Self {
+        let reason =
+            if permit.reason == "ENFORCEMENT" { Reject::Enforcement } else { Reject::Denied };
+        Self {
+            reason,
+            message: bounded(permit.message.clone()),
+            decision: Some(permit.reason),
+            rule: permit.rule.clone(),
+            policy_version: permit.policy_version,
+        }
+    }
+}
+
+impl Core {
+    /// Refuses a job whose id must not be consumed: nobody's signature stands behind it, or the id
+    /// was used before.
+    pub(super) async fn refuse_stranger(&self, claimed_id: &str, refused: Refused) {
+        let refused = Refused { message: bounded(refused.message), ..refused };
+        self.deps.metrics.jobs_rejected.with_label_values(&[refused.reason.name()]).inc();
+        if let Ok(id) = JobId::try_from(claimed_id) {
+            let (reason, message) = (refused.reason.name(), refused.message.clone());
+            self.report(Report::rejected(id.clone(), reason, message, self.deps.clock.now()));
+            if self.throttle.allows(self.deps.clock.uptime(), refused.reason) {
+                let mut record = Record::of(Event::JobRejected)
+                    .detail("reason", refused.reason.name())
+                    .detail("message", refused.message);
+                record.job_id = Some(id.to_string());
+                record.status = Some(Status::Denied);
+                record.origin = Some("hub");
+                self.log(record).await;
+            }
+        }
+        self.log_suppressed().await;
+    }
+
+    /// One line for all that were not written, once their minute is over.
+    pub(super) async fn log_suppressed(&self) {
+        let suppressed = self.throttle.due(self.deps.clock.uptime());
+        if suppressed.is_empty() {
+            return;
+        }
+        let total: u64 = suppressed.values().sum();
+        let mut record = Record::of(Event::JobRejected).detail("suppressed", total);
+        for (reason, count) in suppressed {
+            record = record.detail(reason.name(), count);
+        }
+        record.status = Some(Status::Denied);
+        record.origin = Some("hub");
+        self.log(record).await;
+    }
+
+    /// Refuses a verified job that the journal does not know yet, and consumes its id.
+    pub(super) async fn refuse_new(
+        &self,
+        mut entry: Entry,
+        refusal: Refusal,
+    ) -> Result<Admission, StoreError> {
+        self.turn_down(&mut entry, &refusal);
+        let admission = self.deps.journal.admit(entry.clone()).await?;
+        if admission == Admission::New {
+            self.tell_refusal(&entry, refusal).await;
+        }
+        Ok(admission)
+    }
+
+    /// Refuses a job that was accepted before and may no longer start.
+    pub(super) async fn refuse_queued(
+        &self,
+        mut entry: Entry,
+        refusal: Refusal,
+    ) -> Result<(), StoreError> {
+        self.turn_down(&mut entry, &refusal);
+        self.deps.journal.update(entry.clone()).await?;
+        self.tell_refusal(&entry, refusal).await;
+        Ok(())
+    }
+
+    fn turn_down(&self, entry: &mut Entry, refusal: &Refusal) {
+        entry.state = State::Rejected;
+        entry.finished_at = Some(self.deps.clock.now());
+        entry.reason = Some(refusal.reason.name().to_owned());
+        entry.message = Some(refusal.message.clone());
+        entry.policy_version = refusal.policy_version;
+        entry.rule.clone_from(&refusal.rule);
+    }
+
+    async fn tell_refusal(&self, entry: &Entry, refusal: Refusal) {
+        let reason = refusal.reason.name();
+        self.deps.metrics.jobs_rejected.with_label_values(&[reason]).inc();
+        let mut record = match refusal.decision {
+            Some(decision) => {
+                self.count_violation(&entry.kind);
+                self.deps
+                    .metrics
+                    .jobs_executed
+                    .with_label_values(&[entry.kind.as_str(), "denied"])
+                    .inc();
+                violation(decision, refusal.rule)
+            }
+            None => Record::of(Event::JobRejected).detail("reason", reason),
+        };
+        record = record.detail("type", entry.kind.as_str()).detail("message", refusal.message);
+        record.job_id = Some(entry.job_id.to_string());
+        record.command = Some(entry.command.clone());
+        record.status = Some(Status::Denied);
+        record.policy_version = Some(refusal.policy_version);
+        record.origin = Some("hub");
+        self.log(record).await;
+        self.window.add(entry.job_id.clone());
+        self.show();
+    }
+
+    /// Records a violation that monitor mode let pass.
+    pub(super) async fn tell_monitored(&self, entry: &Entry, permit: &Permit) {
+        self.count_violation(&entry.kind);
+        let mut record = violation(permit.reason, permit.rule.clone())
+            .detail("type", entry.kind.as_str())
+            .detail("message", permit.message.clone())
+            .detail("monitored", true);
+        record.job_id = Some(entry.job_id.to_string());
+        record.command = Some(entry.command.clone());
+        record.policy_version = Some(permit.policy_version);
+        record.origin = Some("hub");
+        self.log(record).await;
+    }
+
+    fn count_violation(&self, kind: &str) {
+        let kind = if matches!(kind, "exec" | "script") { kind } else { "file" };
+        self.deps.metrics.policy_violations.with_label_values(&[kind]).inc();
+    }
+
+    /// Logs what happens anyway: a refusal is not undone because it cannot be written down.
+    pub(super) async fn log(&self, record: Record) {
+        if let Err(error) = self.deps.audit.append(record).await {
+            tracing::error!(%error, "an event is missing from the audit log");
+        }
+    }
+}
+
+fn violation(decision: &'static str, rule: Option<String>) -> Record {
+    let record = Record::of(Event::PolicyViolation).detail("reason", decision);
+    match rule {
+        Some(rule) => record.detail("rule", rule),
+        None => record,
+    }
+}
+
+/// Counts lines of strangers.
+#[derive(Debug, Default)]
+pub(super) struct Throttle(Mutex<Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    since: Duration,
+    written: u32,
+    suppressed: BTreeMap<Reject, u64>,
+}
+
+impl Throttle {
+    /// Whether one more line may be written at this time since boot; counts it if not.
+    fn allows(&self, uptime: Duration, reason: Reject) -> bool {
+        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if uptime.saturating_sub(counted.since) >= WINDOW && counted.suppressed.is_empty() {
+            (counted.since, counted.written) = (uptime, 0);
+        }
+        if counted.written < LINES_A_WINDOW {
+            counted.written += 1;
+            return true;
+        }
+        *counted.suppressed.entry(reason).or_default() += 1;
+        false
+    }
+
+    /// What was not written, once its minute is over.
+    fn due(&self, uptime: Duration) -> BTreeMap<Reject, u64> {
+        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if uptime.saturating_sub(counted.since) < WINDOW || counted.suppressed.is_empty() {
+            return BTreeMap::new();
+        }
+        (counted.since, counted.written) = (uptime, 0);
+        std::mem::take(&mut counted.suppressed)
+    }
+}
+
+/// A state of the hub's that a record stands for, when a lease comes again.
+pub(super) const fn status_of(state: State) -> Option<JobStatusState> {
+    match state {
+        State::Queued => Some(JobStatusState::Accepted),
+        State::Starting | State::Running => Some(JobStatusState::Running),
+        State::Finished(_) | State::Rejected => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_strangers_is_ten_lines_a_minute_and_one_more() {
+        let throttle = Throttle::default();
+        let at = Duration::from_secs;
+        let written = (0..1000).filter(|_| throttle.allows(at(100), Reject::BadSignature)).count();
+        assert_eq!(written, 10);
+        assert!(throttle.due(at(159)).is_empty());
+        assert_eq!(throttle.due(at(160)), [(Reject::BadSignature, 990)].into());
+        assert!(throttle.due(at(300)).is_empty(), "told once");
+        assert!(throttle.allows(at(161), Reject::Replay));
+    }
+}

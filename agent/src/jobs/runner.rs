@@ -1,0 +1,417 @@
+//! The life of one job from the queue to its end. Policy, keys and time are asked again right
+//! before the start; the journal and the audit log have it on disk before it begins.
+
+use std::{
+    sync::{Arc, PoisonError, atomic::AtomicBool},
+    time::Duration,
+};
+
+use jtnt_proto::{
+    audit::Event,
+    hub::{Outcome, Output},
+    job::{Artifact, Job, Work},
+    policy::Limits,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    board::{Grant, Item, Live},
+    core::Core,
+    download, permit,
+    permit::{Opened, Permit},
+    refuse::Refusal,
+    upload,
+    users::{self, Identity},
+    work,
+};
+use crate::{
+    audit::Record,
+    domain::{
+        admission::{Refused, still_valid},
+        job::{Entry, Process, Reject, State},
+    },
+    platform::process,
+    runtime::tasks::Class,
+    store::StoreError,
+    trust::{Keyring, TrustError, Verified},
+};
+
+/// Of a job that names none, under a policy that names none.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);
+const DEFAULT_OUTPUT_BYTES: u64 = 1 << 20;
+
+/// How the work itself ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) outcome: Outcome,
+    pub(super) exit_code: Option<i32>,
+    pub(super) signal: Option<i32>,
+    pub(super) reason: Option<&'static str>,
+    pub(super) message: Option<String>,
+    pub(super) stdout: Option<Output>,
+    pub(super) stderr: Option<Output>,
+    pub(super) artifact: Option<Artifact>,
+}
+
+impl Ended {
+    pub(super) const fn of(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            exit_code: None,
+            signal: None,
+            reason: None,
+            message: None,
+            stdout: None,
+            stderr: None,
+            artifact: None,
+        }
+    }
+
+    pub(super) fn because(
+        outcome: Outcome,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { reason: Some(reason), message: Some(message.into()), ..Self::of(outcome) }
+    }
+
+    pub(super) fn failed(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::because(Outcome::Failed, reason, message)
+    }
+
+    pub(super) fn cancelled() -> Self {
+        Self::because(Outcome::Cancelled, "CANCELLED", "called off")
+    }
+
+    pub(super) fn stopped() -> Self {
+        let message = "the agent was stopped while the job ran, and ended it";
+        Self::because(Outcome::Interrupted, "AGENT_STOPPED", message)
+    }
+
+    pub(super) fn timed_out(after: Duration) -> Self {
+        let message = format!("ended after its timeout of {} s", after.as_secs());
+        Self::because(Outcome::Timeout, "TIMEOUT", message)
+    }
+}
+
+/// What the work needs beside its own request.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) core: Arc<Core>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) live: Live,
+    pub(super) output: tokio::sync::watch::Sender<u64>,
+    pub(super) stop: CancellationToken,
+    pub(super) timeout: Duration,
+    pub(super) output_bytes: u64,
+    pub(super) file_bytes: Option<u64>,
+}
+
+/// Starts what waits, as many as may run at once, until the agent stops.
+pub(super) async fn run(core: Arc<Core>, shutdown: CancellationToken) {
+    loop {
+        let moved = core.board.moved.notified();
+        tokio::pin!(moved);
+        moved.as_mut().enable();
+        while !shutdown.is_cancelled()
+            && core.board.counts().1 < core.config.max_concurrent
+            && let Some(grant) = core.board.take()
+        {
+            start(&core, grant, &shutdown);
+        }
+        core.show();
+        tokio::select! {
+            () = moved => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+fn start(core: &Arc<Core>, grant: Grant, shutdown: &CancellationToken) {
+    let (own, stop) = (Arc::clone(core), shutdown.clone());
+    core.deps.tasks.spawn("job", Class::OneShot, async move {
+        let ends = EndsOnDrop { core: Arc::clone(&own), id: grant.item.entry.job_id.clone() };
+        let id = grant.item.entry.job_id.clone();
+        if let Err(error) = Box::pin(attempt(own, grant, stop)).await {
+            // What the journal last said holds: the next start of the agent takes it up there.
+            tracing::error!(%error, job_id = %id, "a job was dropped; the journal has it");
+        }
+        drop(ends);
+    });
+}
+
+/// Leaves the board even if the work panics.
+struct EndsOnDrop {
+    core: Arc<Core>,
+    id: crate::domain::ids::JobId,
+}
+
+impl Drop for EndsOnDrop {
+    fn drop(&mut self) {
+        self.core.board.end(&self.id);
+        self.core.show();
+    }
+}
+
+async fn attempt(core: Arc<Core>, grant: Grant, stop: CancellationToken) -> Result<(), StoreError> {
+    let Grant { item: Item { mut entry, .. }, live, output } = grant;
+    let (keyring, job) = match verified(&core, &entry) {
+        Ok(found) => found,
+        Err(refused) => {
+            let refusal = Refusal::of(refused, core.policy_version());
+            return core.refuse_queued(entry, refusal).await;
+        }
+    };
+    let job = Arc::new(job);
+    if let Err(refused) = still_valid(job.get(), &core.facts(&keyring)) {
+        let refusal = Refusal::of(refused, core.policy_version());
+        return core.refuse_queued(entry, refusal).await;
+    }
+    if live.cancel.is_cancelled() {
+        let ended = Ended::cancelled();
+        return core.conclude(entry, ended, caller_of(&live)).await;
+    }
+    let (permit, identity) = prepare(&core, keyring, &job).await?;
+    if !permit.allowed {
+        let refusal = Refusal::by_policy(&permit);
+        return core.refuse_queued(entry, refusal).await;
+    }
+    if permit.monitored {
+        core.tell_monitored(&entry, &permit).await;
+    }
+    entry.policy_version = permit.policy_version;
+    entry.rule.clone_from(&permit.rule);
+    let identity = match identity {
+        Ok(identity) => Arc::new(identity),
+        Err(none) => {
+            let ended = Ended::failed(none.reason(), none.to_string());
+            return core.conclude(entry, ended, None).await;
+        }
+    };
+    if let Err(ended) = record_start(&core, &mut entry, &job, &permit, &identity).await? {
+        return core.conclude(entry, ended, None).await;
+    }
+    let context = context(&core, &job, &permit, (identity, live, output), stop);
+    perform(context, entry, &job, permit).await
+}
+
+fn context(
+    core: &Arc<Core>,
+    job: &Verified<Job>,
+    permit: &Permit,
+    (identity, live, output): (Arc<Identity>, Live, tokio::sync::watch::Sender<u64>),
+    stop: CancellationToken,
+) -> Context {
+    let limits = within(job.get().limits, permit.limits);
+    Context {
+        core: Arc::clone(core),
+        identity,
+        live,
+        output,
+        stop,
+        timeout: limits.timeout_seconds.map_or(DEFAULT_TIMEOUT, Duration::from_secs),
+        output_bytes: limits.output_bytes.unwrap_or(DEFAULT_OUTPUT_BYTES),
+        file_bytes: limits.file_bytes,
+    }
+}
+
+/// The smaller of what is asked and what is allowed.
+fn within(asked: Limits, most: Limits) -> Limits {
+    let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+    Limits {
+        timeout_seconds: least(asked.timeout_seconds, most.timeout_seconds),
+        output_bytes: least(asked.output_bytes, most.output_bytes),
+        memory_bytes: least(asked.memory_bytes, most.memory_bytes),
+        pids: least(asked.pids, most.pids),
+        cpu_percent: least(asked.cpu_percent, most.cpu_percent),
+        io_weight: least(asked.io_weight, most.io_weight),
+        file_bytes: least(asked.file_bytes, most.file_bytes),
+    }
+}
+
+/// Verifies the recorded envelope under the keys of now.
+pub(super) fn verified(core: &Core, entry: &Entry) -> Result<(Keyring, Verified<Job>), Refused> {
+    let bad = |message: String| Refused { reason: Reject::BadSignature, message };
+    let keyring = core.keyring().ok_or_else(|| bad("this agent has no root".to_owned()))?;
+    let envelope = entry
+        .envelope
+        .as_ref()
+        .ok_or_else(|| bad("the journal no longer has the signed job".to_owned()))?;
+    let job = keyring.job(envelope).map_err(|error| refused_by(&error))?;
+    Ok((keyring, job))
+}
+
+/// The reason for a job that is not believed or not understood.
+pub(super) fn refused_by(error: &TrustError) -> Refused {
+    let understood = !matches!(error, TrustError::Malformed(_));
+    let reason = if understood { Reject::BadSignature } else { Reject::Malformed };
+    Refused { reason, message: error.to_string() }
+}
+
+type Prepared = (Permit, Result<Identity, users::NoUser>);
+
+/// Opens, decides and finds the user, where it may block.
+async fn prepare(
+    core: &Arc<Core>,
+    keyring: Keyring,
+    job: &Arc<Verified<Job>>,
+) -> Result<Prepared, StoreError> {
+    let (core, job, now) = (Arc::clone(core), Arc::clone(job), core.deps.time.now());
+    let blocking = move || {
+        let permit = permit::ask(&core.deps.gate, &keyring, job.get(), now);
+        let identity = users::identify(permit.run_as.as_deref(), &core.pool);
+        (permit, identity)
+    };
+    tokio::task::spawn_blocking(blocking).await.map_err(|e| StoreError(e.to_string()))
+}
+
+/// Makes "about to start" durable in journal and audit log, both or no start.
+async fn record_start(
+    core: &Core,
+    entry: &mut Entry,
+    job: &Verified<Job>,
+    permit: &Permit,
+    identity: &Identity,
+) -> Result<Result<(), Ended>, StoreError> {
+    entry.state = State::Starting;
+    entry.started_at = Some(core.deps.clock.now());
+    entry.user = Some(identity.account.name.clone());
+    entry.enforcement = Some(core.deps.gate.enforcement().to_owned());
+    // No process yet, but the boot it would belong to.
+    entry.process = process::boot_id().ok().map(|boot_id| Process {
+        pid: 0,
+        start_time: 0,
+        boot_id,
+        cgroup: None,
+    });
+    let record = started(entry, job, permit);
+    let (journaled, logged) =
+        tokio::join!(core.deps.journal.update(entry.clone()), core.deps.audit.append(record));
+    journaled?;
+    Ok(logged.map(drop).map_err(|error| {
+        let message = format!("not started, since it could not be logged: {error}");
+        Ended::failed(Reject::CannotRecord.name(), message)
+    }))
+}
+
+fn started(entry: &Entry, job: &Verified<Job>, permit: &Permit) -> Record {
+    let mut record = Record::of(Event::JobStarted)
+        .detail("type", entry.kind.clone())
+        .detail("payload_sha256", job.payload_sha256().to_string());
+    if let Some(rule) = &permit.rule {
+        record = record.detail("rule", rule.clone());
+    }
+    if let Some(sha256) = permit.sha256 {
+        record = record.detail("program_sha256", sha256.to_string());
+    }
+    record.job_id = Some(entry.job_id.to_string());
+    record.command = Some(entry.command.clone());
+    record.user.clone_from(&entry.user);
+    record.policy_version = Some(permit.policy_version);
+    record.origin = Some("hub");
+    record.object.clone_from(&permit.canonical);
+    record
+}
+
+async fn perform(
+    context: Context,
+    mut entry: Entry,
+    job: &Verified<Job>,
+    permit: Permit,
+) -> Result<(), StoreError> {
+    let core = Arc::clone(&context.core);
+    let began = core.deps.clock.uptime();
+    let context = Arc::new(context);
+    let work = &job.get().work;
+    let ended = match (work, permit.opened) {
+        (Work::Exec(exec), Some(Opened::Program(program))) => {
+            let launch = work::of_exec(&context, &entry, exec, program);
+            work::run(&context, &mut entry, launch).await
+        }
+        (Work::Script(script), Some(Opened::Program(program))) => {
+            match work::of_script(&context, &entry, script, program).await {
+                Ok(launch) => work::run(&context, &mut entry, launch).await,
+                Err(ended) => ended,
+            }
+        }
+        (Work::Download(asked), Some(Opened::Destination(to))) => {
+            bounded(&context, download::run(&context, &entry.job_id, asked, to)).await
+        }
+        (Work::Upload(asked), Some(Opened::Source(from))) => {
+            bounded(&context, upload::run(&context, &entry.job_id, asked, from)).await
+        }
+        _ => Ended::failed("NOTHING_OPENED", "the policy allowed it, but nothing was opened"),
+    };
+    let took = core.deps.clock.uptime().saturating_sub(began);
+    entry.duration_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    core.deps.metrics.job_duration.with_label_values(&[work.kind()]).observe(took.as_secs_f64());
+    let caller = caller_of(&context.live);
+    let concluded = core.conclude(entry, ended, caller).await;
+    sweep(&context);
+    concluded
+}
+
+/// Ends a transfer at its timeout, by a cancel, or when the agent stops.
+async fn bounded(context: &Context, transfer: impl Future<Output = Ended>) -> Ended {
+    tokio::select! {
+        ended = transfer => ended,
+        () = tokio::time::sleep(context.timeout) => Ended::timed_out(context.timeout),
+        () = context.live.cancel.cancelled() => Ended::cancelled(),
+        () = context.stop.cancelled() => Ended::stopped(),
+    }
+}
+
+/// A user of a job's own is free again only when nothing runs as it: what has left the session is
+/// found by that.
+fn sweep(context: &Arc<Context>) {
+    let Some(uid) = context.identity.lease.as_ref().map(|lease| lease.uid) else { return };
+    let identity = Arc::clone(&context.identity);
+    context.core.deps.tasks.spawn("job-sweep", Class::OneShot, async move {
+        let swept = tokio::task::spawn_blocking(move || {
+            let ended = process::kill_all_of(uid);
+            drop(identity);
+            ended
+        });
+        if let Ok(ended @ 1..) = swept.await {
+            tracing::warn!(uid, ended, "a job left processes behind; they were ended");
+        }
+    });
+}
+
+fn caller_of(live: &Live) -> Option<jtnt_proto::audit::Caller> {
+    live.caller.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Tells a thread that may block to end early.
+#[derive(Debug, Default)]
+pub(super) struct Flag(Arc<AtomicBool>);
+
+impl Flag {
+    pub(super) fn seen_by(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Drop for Flag {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_asks_for_less_and_never_gets_more() {
+        let limits = |timeout_seconds, output_bytes| Limits {
+            timeout_seconds,
+            output_bytes,
+            ..Limits::default()
+        };
+        let within = within(limits(Some(10), Some(900)), limits(Some(60), Some(100)));
+        assert_eq!((within.timeout_seconds, within.output_bytes), (Some(10), Some(100)));
+        let open = super::within(limits(None, Some(5)), limits(Some(60), None));
+        assert_eq!((open.timeout_seconds, open.output_bytes), (Some(60), Some(5)));
+    }
+}

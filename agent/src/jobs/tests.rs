@@ -1,0 +1,386 @@
+//! Jobs from the hub's hands to the result on disk, with real processes, journal, log and policy.
+
+use jtnt_proto::{
+    envelope::{Envelope, PayloadType},
+    hub::{JobsResponse, Outcome},
+};
+use serde_json::{Value, json};
+
+use super::{
+    CancelError, Stream,
+    fixture::{Desk, NOW, exec, in_force, leased, signed_by},
+    intake, recovery,
+};
+use crate::{
+    domain::{
+        ids::JobId,
+        job::{Entry, Process, State},
+    },
+    platform::{account::Account, process},
+    trust::fixture::secret,
+};
+
+fn rules() -> Value {
+    let any = |path: &str| {
+        json!({"id": path.rsplit('/').next(), "effect": "allow",
+        "path": path, "args": "any"})
+    };
+    let lost = json!({"id": "lost", "effect": "allow", "path": "/usr/bin/uname",
+        "run_as": "no-such-user-here"});
+    let paths = ["true", "false", "echo", "sleep", "id", "head", "printf"];
+    let mut exec: Vec<_> = paths.iter().map(|p| any(&format!("/usr/bin/{p}"))).collect();
+    exec.push(lost);
+    json!({"exec": exec})
+}
+
+fn id(text: &str) -> JobId {
+    JobId::try_from(text).unwrap()
+}
+
+fn events(desk: &Desk, id: &str) -> Vec<String> {
+    desk.audited(id).into_iter().map(|(event, _)| event).collect()
+}
+
+#[tokio::test]
+async fn a_job_runs_and_leaves_a_result_a_record_and_two_lines_in_the_log() {
+    let desk = Desk::with(&rules());
+    let (entry, result) = desk.run("j", &exec("/usr/bin/echo", &["hello", "there"])).await;
+    assert_eq!(entry.state, State::Finished(Outcome::Ok));
+    assert_eq!((result.outcome, result.exit_code), (Outcome::Ok, Some(0)));
+    let stdout = result.stdout.unwrap();
+    assert_eq!((&stdout.head.0[..], stdout.total_bytes), (&b"hello there\n"[..], 12));
+    assert_eq!(result.stderr, None);
+    assert_eq!((result.rule.as_deref(), result.policy_version), (Some("echo"), 1));
+    assert_eq!(result.enforcement, "none");
+    assert_eq!(events(&desk, "j"), ["job_started", "job_executed"]);
+    let line = &desk.audited("j")[1].1;
+    assert_eq!(line["status"], "success");
+    assert_eq!(line["command"], "/usr/bin/echo hello there");
+    let stored = std::fs::read(desk.result_path(&entry)).unwrap();
+    assert_eq!(
+        line["details"]["result_sha256"],
+        json!(jtnt_proto::bytes::Hash::of(&stored).to_string())
+    );
+    let part = desk.jobs.read_output(&id("j"), Stream::Stdout, 6, 5).await.unwrap();
+    assert_eq!((part.offset, &part.data[..]), (6, &b"there"[..]));
+    assert!(desk.jobs.follow_output(&id("j")).is_none(), "nothing is still to come");
+}
+
+#[tokio::test]
+async fn a_failure_is_told_by_its_exit_code() {
+    let desk = Desk::with(&rules());
+    let (entry, result) = desk.run("j", &exec("/usr/bin/false", &[])).await;
+    assert_eq!(entry.state, State::Finished(Outcome::Failed));
+    assert_eq!((result.exit_code, result.reason.as_deref()), (Some(1), Some("EXIT_CODE")));
+    let executed = desk.core.deps.metrics.jobs_executed.with_label_values(&["exec", "error"]);
+    assert_eq!(executed.get(), 1);
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_text_arrive_as_they_were() {
+    let desk = Desk::with(&rules());
+    let (_, result) = desk.run("j", &exec("/usr/bin/printf", &["\\377\\000\\376"])).await;
+    assert_eq!(result.stdout.unwrap().head.0, b"\xff\x00\xfe");
+}
+
+#[tokio::test]
+async fn of_a_flood_of_output_beginning_and_end_are_kept() {
+    let desk = Desk::with(&rules());
+    let mut job = exec("/usr/bin/head", &["-c", "3000000", "/dev/zero"]);
+    job["limits"] = json!({"output_bytes": 1000});
+    let (entry, result) = desk.run("j", &job).await;
+    let stdout = result.stdout.unwrap();
+    assert_eq!((stdout.head.0.len(), stdout.tail.unwrap().0.len()), (750, 250));
+    assert_eq!((stdout.total_bytes, entry.stdout_bytes), (3_000_000, 3_000_000));
+    let zeros = vec![0; 3_000_000];
+    assert_eq!(stdout.sha256, Some(jtnt_proto::bytes::Hash::of(&zeros)));
+    let part = desk.jobs.read_output(&id("j"), Stream::Stdout, 750, 9999).await.unwrap();
+    assert_eq!((part.offset, part.data.len()), (2_999_750, 250));
+}
+
+#[tokio::test]
+async fn what_the_policy_does_not_allow_is_refused_for_good() {
+    let desk = Desk::with(&rules());
+    assert!(!desk.take(leased("j", &exec("/usr/bin/touch", &["/tmp/x"]))).await);
+    let entry = desk.entry("j");
+    assert_eq!(entry.state, State::Rejected);
+    assert_eq!(entry.reason.as_deref(), Some("DENIED"));
+    assert_eq!(events(&desk, "j"), ["policy_violation"]);
+    assert_eq!(desk.audited("j")[0].1["details"]["reason"], "NO_RULE");
+    let metrics = &desk.core.deps.metrics;
+    assert_eq!(metrics.policy_violations.with_label_values(&["exec"]).get(), 1);
+    assert_eq!(metrics.jobs_executed.with_label_values(&["exec", "denied"]).get(), 1);
+    assert_eq!(metrics.jobs_rejected.with_label_values(&["DENIED"]).get(), 1);
+    assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 1, "the hub is told");
+}
+
+#[tokio::test]
+async fn nobodys_signature_uses_up_no_id() {
+    let desk = Desk::with(&rules());
+    assert!(!desk.take(signed_by(2, "j", &json!({}))).await, "the policy role signs no jobs");
+    assert_eq!(desk.core.deps.journal.get(&id("j")).unwrap(), None);
+    assert_eq!(desk.audited("j")[0].1["details"]["reason"], "BAD_SIGNATURE");
+    let (entry, _) = desk.run("j", &json!({})).await;
+    assert_eq!(entry.state, State::Finished(Outcome::Ok));
+}
+
+#[tokio::test]
+async fn an_unknown_type_is_malformed_and_an_expired_job_is_expired() {
+    let desk = Desk::with(&rules());
+    assert!(!desk.take(leased("odd", &json!({"type": "dance"}))).await);
+    assert_eq!(desk.audited("odd")[0].1["details"]["reason"], "MALFORMED");
+    desk.clock.jump_to("2026-06-03T00:00:00Z");
+    assert!(!desk.take(leased("late", &json!({}))).await);
+    assert_eq!(desk.entry("late").reason.as_deref(), Some("EXPIRED"));
+    desk.core.deps.time.save().await.unwrap();
+    desk.clock.jump_to("2026-06-02T00:00:00Z");
+    assert!(!desk.take(leased("later", &json!({}))).await, "a clock set back revives nothing");
+}
+
+#[tokio::test]
+async fn a_lease_that_comes_again_runs_nothing_twice_and_another_job_is_a_replay() {
+    let desk = Desk::with(&rules());
+    let job = leased("j", &exec("/usr/bin/echo", &["once"]));
+    assert!(desk.take(job.clone()).await);
+    assert!(!desk.take(job.clone()).await, "it waits already");
+    desk.until("j", |e| e.state.is_terminal()).await;
+    assert!(!desk.take(job).await, "it ran already");
+    assert!(!desk.take(leased("j", &exec("/usr/bin/echo", &["other"]))).await);
+    let lines = desk.audited("j");
+    assert_eq!(events(&desk, "j"), ["job_started", "job_executed", "job_rejected"]);
+    assert_eq!(lines[2].1["details"]["reason"], "REPLAY");
+    assert_eq!(desk.entry("j").state, State::Finished(Outcome::Ok));
+}
+
+#[tokio::test]
+async fn a_timeout_ends_the_job() {
+    let desk = Desk::with(&rules());
+    let mut job = exec("/usr/bin/sleep", &["600"]);
+    job["limits"] = json!({"timeout_seconds": 1});
+    let (entry, result) = desk.run("j", &job).await;
+    assert_eq!(entry.state, State::Finished(Outcome::Timeout), "{entry:?}");
+    assert_eq!((result.signal, result.reason.as_deref()), (Some(15), Some("TIMEOUT")));
+    assert_eq!(desk.audited("j")[1].1["status"], "timeout");
+}
+
+#[tokio::test]
+async fn a_running_job_can_be_called_off_by_somebody_on_the_machine() {
+    let desk = Desk::with(&rules());
+    assert!(desk.take(leased("j", &exec("/usr/bin/sleep", &["600"]))).await);
+    let running = desk.until("j", |e| e.state == State::Running).await;
+    let process = running.process.unwrap();
+    assert!(process::is_alive(&process));
+    let caller = jtnt_proto::audit::Caller { uid: Some(7), pid: None, name: None };
+    assert_eq!(desk.jobs.cancel(&id("j"), Some(caller)).await, Ok(State::Running));
+    let entry = desk.until("j", |e| e.state.is_terminal()).await;
+    assert_eq!(entry.state, State::Finished(Outcome::Cancelled));
+    assert!(!process::is_alive(&process));
+    let line = &desk.audited("j")[1].1;
+    assert_eq!((&line["status"], &line["caller"]["uid"]), (&json!("cancelled"), &json!(7)));
+}
+
+#[tokio::test]
+async fn a_waiting_job_can_be_called_off_and_what_ended_cannot() {
+    let desk = Desk::with(&rules());
+    assert!(desk.take(leased("j", &json!({}))).await);
+    let cancelled = Ok(State::Finished(Outcome::Cancelled));
+    assert_eq!(desk.jobs.cancel(&id("j"), None).await, cancelled);
+    assert_eq!(events(&desk, "j"), ["job_executed"], "it never started");
+    desk.run("k", &json!({})).await;
+    let ended = Err(CancelError::Ended(id("k"), "ok"));
+    assert_eq!(desk.jobs.cancel(&id("k"), None).await, ended);
+    let unknown = Err(CancelError::Unknown(id("x")));
+    assert_eq!(desk.jobs.cancel(&id("x"), None).await, unknown);
+}
+
+fn cancel(id: &str, key: u8) -> Envelope {
+    let cancel = json!({
+        "job_id": id, "agent_id": "agent", "root_id": "installation", "issued_at": NOW,
+        "expires_at": "2026-06-03T00:00:00Z",
+    });
+    Envelope::sign(PayloadType::Cancel, serde_json::to_vec(&cancel).unwrap(), &[&secret(key)])
+}
+
+#[tokio::test]
+async fn a_cancel_that_comes_before_its_job_is_remembered_and_a_forged_one_is_not() {
+    let desk = Desk::with(&rules());
+    let cancels = vec![cancel("first", 3), cancel("forged", 4)];
+    let jobs = vec![leased("first", &json!({})), leased("forged", &json!({}))];
+    intake::take(&desk.core, JobsResponse { jobs, cancels }).await;
+    assert_eq!(desk.entry("first").reason.as_deref(), Some("CANCELLED"));
+    assert_eq!(desk.entry("forged").state, State::Queued);
+    let late = JobsResponse { jobs: Vec::new(), cancels: vec![cancel("forged", 3)] };
+    intake::take(&desk.core, late).await;
+    assert_eq!(desk.entry("forged").state, State::Finished(Outcome::Cancelled));
+}
+
+#[tokio::test]
+async fn the_policy_of_the_start_decides_not_the_one_of_the_arrival() {
+    let desk = Desk::with(&rules());
+    assert!(desk.take(leased("j", &json!({}))).await);
+    desk.policy.send_replace(Some(in_force(&json!({"exec": []}))));
+    let entry = desk.until("j", |e| e.state.is_terminal()).await;
+    assert_eq!((entry.state, entry.reason.as_deref()), (State::Rejected, Some("DENIED")));
+    assert_eq!(events(&desk, "j"), ["policy_violation"]);
+}
+
+#[tokio::test]
+async fn a_user_that_does_not_exist_is_nobody_else() {
+    let desk = Desk::with(&rules());
+    let (entry, result) = desk.run("j", &exec("/usr/bin/uname", &[])).await;
+    assert_eq!(entry.state, State::Finished(Outcome::Failed));
+    assert_eq!(result.reason.as_deref(), Some("USER_UNKNOWN"));
+    assert_eq!((result.started_at, result.user), (None, None));
+}
+
+#[tokio::test]
+async fn a_job_that_names_no_user_never_runs_as_root() {
+    let desk = Desk::with(&rules());
+    let (_, result) = desk.run("j", &exec("/usr/bin/id", &["-u"])).await;
+    let uid: u32 =
+        String::from_utf8(result.stdout.unwrap().head.0).unwrap().trim().parse().unwrap();
+    if Account::own().uid == 0 {
+        assert!(desk.core.config.uid_range.contains(&uid), "{uid}");
+        assert_eq!(result.user, Some(uid.to_string()));
+    } else {
+        assert_eq!(uid, Account::own().uid);
+    }
+}
+
+#[tokio::test]
+async fn a_working_directory_that_is_gone_fails_the_job() {
+    let desk = Desk::with(&rules());
+    let job = json!({"command": {"path": "/usr/bin/true", "cwd": "/no/such/folder"}});
+    let (_, result) = desk.run("j", &job).await;
+    assert_eq!(result.reason.as_deref(), Some("CWD_UNAVAILABLE"));
+    assert_eq!(events(&desk, "j"), ["job_started", "job_executed"]);
+}
+
+#[tokio::test]
+async fn no_more_jobs_run_at_once_than_may() {
+    let desk = Desk::with(&rules());
+    for n in 0..6 {
+        assert!(desk.take(leased(&format!("j{n}"), &exec("/usr/bin/sleep", &["600"]))).await);
+    }
+    desk.until("j3", |e| e.state == State::Running).await;
+    assert_eq!(desk.core.board.counts(), (2, 4));
+    desk.jobs.cancel(&id("j0"), None).await.unwrap();
+    desk.until("j4", |e| e.state == State::Running).await;
+    assert_eq!(desk.entry("j5").state, State::Queued);
+    assert!(desk.tasks.drain(std::time::Duration::from_secs(20)).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_agent_that_stops_ends_its_jobs_and_says_so() {
+    let desk = Desk::with(&rules());
+    assert!(desk.take(leased("j", &exec("/usr/bin/sleep", &["600"]))).await);
+    desk.until("j", |e| e.state == State::Running).await;
+    assert!(desk.tasks.drain(std::time::Duration::from_secs(20)).await.is_empty());
+    let entry = desk.entry("j");
+    assert_eq!(entry.state, State::Finished(Outcome::Interrupted));
+    assert_eq!(entry.reason.as_deref(), Some("AGENT_STOPPED"));
+}
+
+/// A job that was under way when the agent ended.
+async fn under_way(desk: &Desk, id: &str, changes: &Value, process: Option<Process>) -> Entry {
+    let item = intake::take_job(&desk.core, leased(id, changes)).await.unwrap().unwrap();
+    let state =
+        if process.as_ref().is_some_and(|p| p.pid > 0) { State::Running } else { State::Starting };
+    let entry = Entry { state, process, ..item.entry };
+    desk.core.deps.journal.update(entry.clone()).await.unwrap();
+    entry
+}
+
+fn some_process(boot_id: String) -> Process {
+    Process { pid: 0, start_time: 0, boot_id, cgroup: None }
+}
+
+#[tokio::test]
+async fn after_a_crash_nothing_is_lost_and_nothing_runs_twice() {
+    let desk = Desk::with(&rules());
+    let here = || Some(some_process(process::boot_id().unwrap()));
+    let before = Some(some_process("another boot".into()));
+    assert!(desk.take(leased("waits", &json!({}))).await);
+    under_way(&desk, "unknown", &json!({}), here()).await;
+    under_way(&desk, "down", &json!({}), before).await;
+    under_way(&desk, "harmless", &json!({"idempotent": true}), here()).await;
+    let kept = under_way(&desk, "stored", &json!({}), here()).await;
+    let result = json!({"job_id": "stored", "attempt": 1, "outcome": "failed", "exit_code": 3,
+        "finished_at": NOW, "duration_ms": 5, "enforcement": "none", "policy_version": 1});
+    let body = serde_json::to_vec(&result).unwrap();
+    desk.core.store_result(&kept, body.clone()).await.unwrap();
+
+    let desk = desk.again(&rules());
+    recovery::recover(&desk.core).await.unwrap();
+    let state = |id: &str| (desk.entry(id).state, desk.entry(id).reason);
+    let because = |outcome, reason: &str| (State::Finished(outcome), Some(reason.to_owned()));
+    assert_eq!(state("unknown"), because(Outcome::Indeterminate, "AGENT_ENDED"));
+    assert_eq!(state("down"), because(Outcome::Interrupted, "MACHINE_DOWN"));
+    let stored = desk.entry("stored");
+    assert_eq!((stored.state, stored.exit_code), (State::Finished(Outcome::Failed), Some(3)));
+    assert_eq!(stored.result_sha256, Some(jtnt_proto::bytes::Hash::of(&body)));
+    assert_eq!(std::fs::read(desk.result_path(&stored)).unwrap(), body, "the very bytes");
+    assert_eq!(desk.entry("waits").state, State::Queued);
+    let done = desk.until("waits", |e| e.state.is_terminal()).await;
+    assert_eq!(done.state, State::Finished(Outcome::Ok));
+    let again = desk.until("harmless", |e| e.state.is_terminal()).await;
+    assert_eq!((again.state, again.attempt), (State::Finished(Outcome::Ok), 2));
+    assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 5);
+}
+
+#[tokio::test]
+async fn after_a_crash_what_still_runs_is_ended_first() {
+    let desk = Desk::with(&rules());
+    assert!(desk.take(leased("j-left", &exec("/usr/bin/sleep", &["600"]))).await);
+    let running = desk.until("j-left", |e| e.state == State::Running).await;
+    // The journal as a crash would leave it, while the process lives on in this one.
+    let process = running.process.clone().unwrap();
+    recovery::recover(&desk.core).await.unwrap();
+    assert!(!process::is_alive(&process));
+    assert!(desk.entry("j-left").state.is_terminal());
+}
+
+#[tokio::test]
+async fn a_job_that_expired_while_the_agent_was_down_does_not_start() {
+    let desk = Desk::with(&rules());
+    assert!(desk.take(leased("j", &json!({}))).await);
+    let desk = desk.again(&rules());
+    desk.clock.jump_to("2026-06-04T00:00:00Z");
+    recovery::recover(&desk.core).await.unwrap();
+    let entry = desk.until("j", |e| e.state.is_terminal()).await;
+    assert_eq!((entry.state, entry.reason.as_deref()), (State::Rejected, Some("EXPIRED")));
+}
+
+#[tokio::test]
+async fn space_costs_output_and_never_the_end_of_a_job() {
+    let desk = Desk::with(&rules());
+    let (entry, result) = desk.run("j", &exec("/usr/bin/echo", &["bulky"])).await;
+    assert!(!result.stdout.unwrap().head.0.is_empty());
+    let kept = desk.jobs.cache_clean().await.unwrap();
+    assert_eq!((kept.jobs, kept.kept_pending), (0, 1), "undelivered output stays");
+    desk.clock.advance(std::time::Duration::from_secs(8 * 86_400));
+    desk.core.upkeep().await.unwrap();
+    let result = desk.result(&entry);
+    let stdout = result.stdout.unwrap();
+    assert_eq!((stdout.head.0.len(), stdout.total_bytes), (0, 6));
+    assert_eq!((result.outcome, result.exit_code), (Outcome::Ok, Some(0)));
+    assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 1);
+    let status = desk.jobs.cache_status().await.unwrap();
+    let length = std::fs::metadata(desk.result_path(&entry)).unwrap().len();
+    assert_eq!((status.pending_results, status.pending_bytes), (1, length));
+}
+
+#[tokio::test]
+async fn no_job_starts_without_a_line_in_the_log() {
+    let desk = Desk::with(&rules());
+    let mut job = exec("/usr/bin/echo", &["unseen"]);
+    job["expires_at"] = json!("2026-06-05T00:00:00Z");
+    assert!(desk.take(leased("j", &job)).await);
+    // The log begins a file each day, and cannot without its folder.
+    std::fs::remove_dir_all(desk.dir.path().join("audit")).unwrap();
+    desk.clock.jump_to("2026-06-03T12:00:00Z");
+    let entry = desk.until("j", |e| e.state.is_terminal()).await;
+    assert_eq!(entry.state, State::Finished(Outcome::Failed));
+    assert_eq!(entry.reason.as_deref(), Some("CANNOT_RECORD"));
+    assert_eq!((entry.exit_code, entry.stdout_bytes), (None, 0), "it never ran");
+}

@@ -1,0 +1,148 @@
+//! Whom a job runs as. A job that names nobody gets a user of its own, which no other job has while
+//! it runs; whoever cannot be had is an error, never somebody else.
+
+use std::{
+    collections::BTreeSet,
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::platform::account::Account;
+
+/// Numbers for users of a job's own.
+#[derive(Debug, Clone)]
+pub(super) struct Pool {
+    range: RangeInclusive<u32>,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    used: BTreeSet<u32>,
+    last: Option<u32>,
+}
+
+/// A number that nobody else has until this is dropped.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) uid: u32,
+    inner: Arc<Mutex<Inner>>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).used.remove(&self.uid);
+    }
+}
+
+impl Pool {
+    pub(super) fn new(range: RangeInclusive<u32>) -> Self {
+        Self { range, inner: Arc::default() }
+    }
+
+    /// The next free number after the last that was given, so that one rests before it comes back.
+    fn lease(&self) -> Option<Lease> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let after = inner.last.map_or(*self.range.start(), |last| last.saturating_add(1));
+        let round = self.range.clone().skip_while(|uid| *uid < after).chain(self.range.clone());
+        let uid = round.into_iter().find(|uid| !inner.used.contains(uid))?;
+        inner.used.insert(uid);
+        inner.last = Some(uid);
+        Some(Lease { uid, inner: Arc::clone(&self.inner) })
+    }
+}
+
+/// A user, and what keeps it the job's own.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub(super) account: Account,
+    pub(super) lease: Option<Lease>,
+}
+
+/// Why a job has no user.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoUser {
+    #[error("this machine has no user {0}; create it, or name another in run_as")]
+    Unknown(String),
+    #[error("the user database does not answer for {0}: {1}")]
+    Database(String, String),
+    #[error("user {0} has root's id; a rule must say \"run_as\": \"root\" by that name")]
+    Root(String),
+    #[error("the agent runs as {own} and cannot run jobs as {wanted}; run the agent as root")]
+    NotRoot { own: String, wanted: String },
+    #[error("every user id of job_uid_range is in use; widen it in the config")]
+    Exhausted,
+}
+
+impl NoUser {
+    pub(super) const fn reason(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "USER_UNKNOWN",
+            Self::Database(..) => "USER_DATABASE",
+            Self::Root(_) => "USER_IS_ROOT",
+            Self::NotRoot { .. } => "USER_UNAVAILABLE",
+            Self::Exhausted => "NO_FREE_USER",
+        }
+    }
+}
+
+/// Finds the user that the policy decided on. Asks the user database, so it blocks.
+pub(super) fn identify(run_as: Option<&str>, pool: &Pool) -> Result<Identity, NoUser> {
+    let own = Account::own();
+    let Some(name) = run_as else {
+        if own.uid != 0 {
+            return Ok(Identity { account: own, lease: None });
+        }
+        let lease = pool.lease().ok_or(NoUser::Exhausted)?;
+        return Ok(Identity { account: Account::numbered(lease.uid), lease: Some(lease) });
+    };
+    let found = Account::named(name)
+        .map_err(|e| NoUser::Database(name.to_owned(), e.to_string()))?
+        .ok_or_else(|| NoUser::Unknown(name.to_owned()))?;
+    if own.uid != 0 && found.uid != own.uid {
+        return Err(NoUser::NotRoot { own: own.name, wanted: name.to_owned() });
+    }
+    // An agent that is root would otherwise run it with its own rights under another name.
+    if found.uid == 0 && name != "root" {
+        return Err(NoUser::Root(name.to_owned()));
+    }
+    Ok(Identity { account: found, lease: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_jobs_share_a_user_and_a_number_rests() {
+        let pool = Pool::new(10..=12);
+        let first = pool.lease().unwrap();
+        let second = pool.lease().unwrap();
+        assert_eq!((first.uid, second.uid), (10, 11));
+        drop(first);
+        let third = pool.lease().unwrap();
+        assert_eq!(third.uid, 12, "10 rests first");
+        let fourth = pool.lease().unwrap();
+        assert_eq!(fourth.uid, 10);
+        assert!(pool.lease().is_none(), "none is shared");
+    }
+
+    #[test]
+    fn an_unknown_user_is_nobody_else() {
+        let pool = Pool::new(61184..=61190);
+        let refused = identify(Some("no-such-user-here"), &pool).unwrap_err();
+        assert_eq!(refused.reason(), "USER_UNKNOWN");
+    }
+
+    #[test]
+    fn a_job_that_names_nobody_never_gets_roots_rights() {
+        let pool = Pool::new(61184..=61190);
+        let identity = identify(None, &pool).unwrap();
+        let account = identity.account;
+        if Account::own().uid == 0 {
+            assert_eq!((account.uid, account.gid, account.groups.len()), (61184, 61184, 0));
+        } else {
+            assert_eq!(account, Account::own());
+        }
+    }
+}

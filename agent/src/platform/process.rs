@@ -1,0 +1,486 @@
+//! Starting a job's process and ending it with everything it started. The seam where a sandbox
+//! goes: [`Launcher`].
+//!
+//! What is executed is the descriptor that the policy was asked about, never a path. The process
+//! leads a session of its own; its end is seen through a descriptor, and its group is killed
+//! *before* it is reaped, while its number cannot belong to anybody else.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    ffi::CString,
+    fmt,
+    fs::File,
+    io::{self, Write as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::process::{CommandExt as _, ExitStatusExt as _},
+    },
+    process::{Child, Command, Stdio},
+};
+
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::FdFlags,
+    process::{
+        Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open,
+        pidfd_send_signal, setrlimit,
+    },
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::account::Account;
+use crate::domain::job::Process;
+
+/// Names the job in the environment of each of its processes.
+pub const JOB_VARIABLE: &str = "JTNT_JOB_ID";
+
+/// A process to start.
+#[derive(Debug)]
+pub struct Launch {
+    /// What is executed.
+    pub program: File,
+    /// The name it is told, and what commands show.
+    pub argv0: String,
+    /// Arguments after the name.
+    pub args: Vec<String>,
+    /// The whole environment.
+    pub env: BTreeMap<String, String>,
+    /// Working directory.
+    pub cwd: String,
+    /// Whom it runs as.
+    pub account: Account,
+    /// The one descriptor beyond the standard ones that stays open, under its own number.
+    pub keep: Option<File>,
+    /// The largest file it may write.
+    pub file_bytes: Option<u64>,
+}
+
+/// Why a process was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The working directory cannot be opened.
+    #[error("working directory {path}: {source}")]
+    Cwd {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system did not start it.
+    #[error("{program} was not started: {source}")]
+    Start {
+        /// What.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Starts processes under whatever the operating system can enforce.
+pub trait Launcher: fmt::Debug + Send + Sync {
+    /// Starts one. Blocks until it has begun to execute.
+    ///
+    /// # Errors
+    /// When it did not begin; nothing of it is left then.
+    fn launch(&self, launch: Launch) -> Result<Running, LaunchError>;
+}
+
+/// A process that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Which one.
+    pub process: Process,
+    /// The reading end of its standard output.
+    pub stdout: OwnedFd,
+    /// The reading end of its standard error.
+    pub stderr: OwnedFd,
+    /// Its end.
+    pub leader: Leader,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code, where it returned.
+    pub code: Option<i32>,
+    /// Signal, where one ended it.
+    pub signal: Option<i32>,
+}
+
+/// Starts processes with a clean environment and another user's rights; enforces nothing beyond.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PlainLauncher;
+
+impl Launcher for PlainLauncher {
+    fn launch(&self, launch: Launch) -> Result<Running, LaunchError> {
+        let program = launch.argv0.clone();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let cwd = rustix::fs::open(&launch.cwd, flags, Mode::empty())
+            .map_err(|e| LaunchError::Cwd { path: launch.cwd.clone(), source: e.into() })?;
+        start(&launch, cwd).map_err(|source| LaunchError::Start { program, source })
+    }
+}
+
+fn start(launch: &Launch, cwd: OwnedFd) -> io::Result<Running> {
+    // The name only serves messages: the hook executes the descriptor itself.
+    let mut command = Command::new(&launch.argv0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let entry = Entry::new(launch, cwd)?;
+    enter_with(&mut command, entry);
+    let mut leader = Leader::of(command.spawn()?)?;
+    let missing = || io::Error::other("a pipe of the new process is missing");
+    let stdout = leader.child.stdout.take().ok_or_else(missing)?.into();
+    let stderr = leader.child.stderr.take().ok_or_else(missing)?.into();
+    let process = Process {
+        pid: leader.child.id(),
+        start_time: Stat::of(leader.child.id())?.start_time,
+        boot_id: boot_id()?,
+        cgroup: None,
+    };
+    Ok(Running { process, stdout, stderr, leader })
+}
+
+#[expect(unsafe_code, reason = "a hook between fork and exec is unsafe by its nature")]
+fn enter_with(command: &mut Command, entry: Entry) {
+    // SAFETY: the hook makes system calls on values prepared before the fork. It allocates
+    // nothing and takes no lock, so the state of other threads at the fork does not matter.
+    unsafe {
+        command.pre_exec(move || Err(entry.enter().map_or_else(|e| e, |never| match never {})))
+    };
+}
+
+/// What a new process does to itself between fork and exec.
+struct Entry {
+    image: Image,
+    cwd: OwnedFd,
+    keep: Option<i32>,
+    file_bytes: Option<u64>,
+    become_user: Option<(Vec<Gid>, Gid, Uid)>,
+    is_root: bool,
+}
+
+impl Entry {
+    fn new(launch: &Launch, cwd: OwnedFd) -> io::Result<Self> {
+        let account = &launch.account;
+        let groups = || account.groups.iter().copied().map(Gid::from_raw).collect();
+        Ok(Self {
+            image: Image::new(launch)?,
+            cwd,
+            keep: launch.keep.as_ref().map(|file| file.as_raw_fd()),
+            file_bytes: launch.file_bytes,
+            become_user: account
+                .is_other()
+                .then(|| (groups(), Gid::from_raw(account.gid), Uid::from_raw(account.uid))),
+            is_root: account.uid == 0,
+        })
+    }
+
+    fn enter(&self) -> io::Result<Infallible> {
+        rustix::process::setsid()?;
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+        if self.file_bytes.is_some() {
+            let limit = Rlimit { current: self.file_bytes, maximum: self.file_bytes };
+            setrlimit(Resource::Fsize, limit)?;
+        }
+        close_all_on_exec();
+        if let Some(fd) = self.keep {
+            keep_open(fd)?;
+        }
+        if let Some((groups, gid, uid)) = &self.become_user {
+            setgroups(groups)?;
+            setresgid(*gid, *gid, *gid)?;
+            setresuid(*uid, *uid, *uid)?;
+        }
+        if !self.is_root {
+            no_new_privileges()?;
+        }
+        rustix::process::fchdir(&self.cwd)?;
+        Err(self.image.execute())
+    }
+}
+
+/// What is executed and what it is told, in the form the kernel wants. The library's own call
+/// would hand what is no program to a shell.
+struct Image {
+    program: i32,
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+    /// What the pointers point into.
+    _texts: Vec<CString>,
+}
+
+#[expect(unsafe_code, reason = "pointers make it neither by default")]
+// SAFETY: the pointers point into texts that the same value owns and nobody changes.
+unsafe impl Send for Image {}
+#[expect(unsafe_code, reason = "pointers make it neither by default")]
+// SAFETY: as above; nothing is ever written through them.
+unsafe impl Sync for Image {}
+
+impl Image {
+    fn new(launch: &Launch) -> io::Result<Self> {
+        let args = std::iter::once(&launch.argv0).chain(&launch.args);
+        let mut texts: Vec<_> = args.map(|a| CString::new(a.as_str())).collect::<Result<_, _>>()?;
+        let split = texts.len();
+        for (name, value) in &launch.env {
+            texts.push(CString::new(format!("{name}={value}"))?);
+        }
+        let (args, env) = texts.split_at(split);
+        let pointers = |texts: &[CString]| {
+            texts.iter().map(|t| t.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        let (argv, envp) = (pointers(args), pointers(env));
+        Ok(Self { program: launch.program.as_raw_fd(), argv, envp, _texts: texts })
+    }
+
+    /// Returns only if it could not.
+    #[expect(unsafe_code, reason = "there is no safe call for executing a descriptor")]
+    fn execute(&self) -> io::Error {
+        let (argv, envp) = (self.argv.as_ptr(), self.envp.as_ptr());
+        // SAFETY: both arrays end in a null pointer and hold strings that live as long as `self`.
+        unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                self.program,
+                c"".as_ptr(),
+                argv,
+                envp,
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        io::Error::last_os_error()
+    }
+}
+
+/// The agent opens nothing without close-on-exec, but whoever started the agent may have. Kernels
+/// before 5.11 do not know the call.
+#[expect(unsafe_code, reason = "there is no safe call for it")]
+fn close_all_on_exec() {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: this marks descriptors and closes none; no memory is touched.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    };
+}
+
+/// Lets a descriptor live through exec.
+#[expect(unsafe_code, reason = "the descriptor is known by its number only")]
+fn keep_open(fd: i32) -> io::Result<()> {
+    // SAFETY: the file is owned by the `Launch` that outlives the fork; nothing closes it here.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?)
+}
+
+/// No program started from here on gains rights by its file's mode or capabilities.
+#[expect(unsafe_code, reason = "there is no safe call for it")]
+fn no_new_privileges() -> io::Result<()> {
+    // SAFETY: this option takes plain numbers and touches no memory.
+    let answer = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Registers a descriptor with the runtime for as long as it is borrowed.
+#[expect(unsafe_code, reason = "the runtime cannot know that a descriptor stays what it is")]
+fn watched(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
+    // SAFETY: a borrowed descriptor is open and the same for the whole life of the borrow, which
+    // the registration cannot outlive.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+/// The first process of a job, and by it the whole session. Dropped alive, it is killed.
+#[derive(Debug)]
+pub struct Leader {
+    child: Child,
+    end: OwnedFd,
+    reaped: bool,
+}
+
+impl Leader {
+    fn of(mut child: Child) -> io::Result<Self> {
+        let opened = pid_of(child.id()).and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?));
+        match opened {
+            Ok(end) => Ok(Self { child, end, reaped: false }),
+            Err(error) => {
+                child.kill()?;
+                child.wait()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until the process has ended. It is not reaped by that.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub async fn ended(&self) -> io::Result<()> {
+        watched(self.end.as_fd())?.readable().await.map(drop)
+    }
+
+    /// Asks the whole group to end.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Ends the whole group at once, then takes the process's own end; waits for it if need be.
+    ///
+    /// # Errors
+    /// When the system cannot tell how it ended.
+    pub fn reap(&mut self) -> io::Result<Exit> {
+        self.signal(Signal::KILL);
+        let status = self.child.wait()?;
+        self.reaped = true;
+        Ok(Exit { code: status.code(), signal: status.signal() })
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.reaped {
+            return;
+        }
+        let sent = pid_of(self.child.id()).map(|pid| kill_process_group(pid, signal));
+        if let Ok(Err(error)) = sent
+            && error != rustix::io::Errno::SRCH
+        {
+            tracing::warn!(%error, pid = self.child.id(), "a job's processes got no signal");
+        }
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        if !self.reaped
+            && let Err(error) = self.reap()
+        {
+            tracing::error!(%error, "a job's process was not reaped");
+        }
+    }
+}
+
+/// A file in memory that holds `content` for ever, open for reading.
+///
+/// # Errors
+/// When the system has no memory for it.
+pub fn sealed(name: &str, content: &[u8]) -> io::Result<File> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let created = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Kernels before 6.3 have no word for "not to be executed".
+        Err(rustix::io::Errno::INVAL) => memfd_create(name, flags),
+        other => other,
+    };
+    let mut file = File::from(created?);
+    file.write_all(content)?;
+    fcntl_add_seals(
+        &file,
+        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
+    )?;
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn pid_of(id: u32) -> io::Result<Pid> {
+    i32::try_from(id).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::other("no process id"))
+}
+
+/// The present boot of the machine.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// What the kernel says of a process.
+struct Stat {
+    zombie: bool,
+    start_time: u64,
+}
+
+impl Stat {
+    fn of(pid: u32) -> io::Result<Self> {
+        let text = std::fs::read(format!("/proc/{pid}/stat"))?;
+        Self::parse(&String::from_utf8_lossy(&text))
+            .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood")))
+    }
+
+    /// The name stands in parentheses and may hold anything, even more of them.
+    fn parse(text: &str) -> Option<Self> {
+        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+        let zombie = matches!(fields.next()?, "Z" | "X");
+        let start_time = fields.nth(18)?.parse().ok()?;
+        Some(Self { zombie, start_time })
+    }
+}
+
+/// Whether this very process still runs.
+#[must_use]
+pub fn is_alive(process: &Process) -> bool {
+    boot_id().is_ok_and(|now| now == process.boot_id)
+        && Stat::of(process.pid).is_ok_and(|s| s.start_time == process.start_time && !s.zombie)
+}
+
+/// Ends what an earlier run of the agent left of a job: its group, if the leader is the one that
+/// was recorded, and every process that carries the job's name. Returns how many were ended.
+#[must_use]
+pub fn kill_leftovers(process: Option<&Process>, job_id: &str) -> usize {
+    if let Some(process) = process.filter(|p| is_alive(p))
+        && let Ok(pid) = pid_of(process.pid)
+        && let Err(error) = kill_process_group(pid, Signal::KILL)
+    {
+        tracing::warn!(%error, job_id, "processes of an earlier run were not ended");
+    }
+    let wanted = format!("{JOB_VARIABLE}={job_id}");
+    kill_where(|pid| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|b| *b == 0).any(|entry| entry == wanted.as_bytes())
+    })
+}
+
+/// Ends every process of a user that was a job's alone. Returns how many were ended.
+#[must_use]
+pub fn kill_all_of(uid: u32) -> usize {
+    kill_where(|pid| user_of(pid) == Some(uid))
+}
+
+/// The real user. The owner of the folder in `/proc` would not do: a process that forbids dumps of
+/// itself shows root there.
+fn user_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+    let line = status.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
+    std::str::from_utf8(line).ok()?.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// A process that forks while it is looked for is found by the next look.
+fn kill_where(is_wanted: impl Fn(u32) -> bool) -> usize {
+    const LOOKS: usize = 16;
+    let mut ended = 0;
+    for _ in 0..LOOKS {
+        let found = processes().filter(|pid| kill_one(*pid, &is_wanted)).count();
+        ended += found;
+        if found == 0 {
+            break;
+        }
+    }
+    ended
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// The descriptor is opened before the question, so that the answer is about what is killed.
+fn kill_one(pid: u32, is_wanted: &impl Fn(u32) -> bool) -> bool {
+    let Ok(raw) = pid_of(pid) else { return false };
+    if pid == std::process::id() || !is_wanted(pid) {
+        return false;
+    }
+    let Ok(descriptor) = pidfd_open(raw, PidfdFlags::empty()) else { return false };
+    is_wanted(pid)
+        && Stat::of(pid).is_ok_and(|stat| !stat.zombie)
+        && pidfd_send_signal(&descriptor, Signal::KILL).is_ok()
+}
+
+#[cfg(test)]
+#[path = "process_tests.rs"]
+mod tests;

@@ -1,0 +1,227 @@
+//! Real processes: what they are given, and that nothing of them stays.
+
+use std::{io::Read as _, time::Duration};
+
+use super::*;
+
+const JOB: &str = "t-process";
+
+fn launch(path: &str, args: &[&str]) -> Launch {
+    Launch {
+        program: File::open(path).unwrap(),
+        argv0: path.to_owned(),
+        args: args.iter().map(|a| (*a).to_owned()).collect(),
+        env: [(JOB_VARIABLE.to_owned(), JOB.to_owned()), ("PATH".into(), "/usr/bin:/bin".into())]
+            .into(),
+        cwd: "/".to_owned(),
+        account: Account::own(),
+        keep: None,
+        file_bytes: None,
+    }
+}
+
+fn sh(script: &str) -> Launch {
+    launch("/bin/sh", &["-c", script])
+}
+
+/// Runs to the end; what it wrote to standard output, and how it ended.
+async fn run(launch: Launch) -> (String, Exit) {
+    let mut running = PlainLauncher.launch(launch).unwrap();
+    tokio::time::timeout(Duration::from_secs(20), running.leader.ended()).await.unwrap().unwrap();
+    let exit = running.leader.reap().unwrap();
+    let mut text = String::new();
+    File::from(running.stdout).read_to_string(&mut text).unwrap();
+    (text, exit)
+}
+
+/// Reads lines of a process that goes on.
+fn line(pipe: &mut File) -> String {
+    let mut out = Vec::new();
+    let mut byte = [0];
+    while pipe.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+        out.push(byte[0]);
+    }
+    String::from_utf8(out).unwrap()
+}
+
+fn is_gone(pid: u32) -> bool {
+    Stat::of(pid).map_or(true, |stat| stat.zombie)
+}
+
+#[tokio::test]
+async fn a_program_is_told_the_name_of_its_path_and_gets_nothing_else_of_the_agents() {
+    // A descriptor without close-on-exec would reach the program.
+    let (text, exit) =
+        run(sh("echo \"$0\"; env | sort; ls /proc/self/fd | wc -l; pwd; umask")).await;
+    assert_eq!(exit, Exit { code: Some(0), signal: None });
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "/bin/sh");
+    let environment: Vec<_> =
+        lines.iter().filter(|l| l.contains('=') && !l.starts_with("PWD=")).copied().collect();
+    // Shells add PWD, and bash `_` and SHLVL.
+    let own: Vec<_> =
+        environment.iter().filter(|l| !l.starts_with("_=") && !l.starts_with("SHLVL=")).collect();
+    assert_eq!(own, [&"JTNT_JOB_ID=t-process", &"PATH=/usr/bin:/bin"]);
+    // Standard streams, and the folder that ls itself has open.
+    assert!(lines.contains(&"4"), "{text}");
+    assert!(lines.contains(&"/"), "{text}");
+    assert!(lines.contains(&"0022"), "{text}");
+}
+
+#[tokio::test]
+async fn standard_input_is_empty_and_core_dumps_are_off() {
+    let (text, _) = run(sh("cat; ulimit -c")).await;
+    assert_eq!(text, "0\n");
+}
+
+#[tokio::test]
+async fn a_limit_on_files_is_the_systems_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut limited = sh("head -c 4096 /dev/zero > big; exit $?");
+    limited.cwd = dir.path().to_str().unwrap().to_owned();
+    limited.file_bytes = Some(1024);
+    let (_, exit) = run(limited).await;
+    assert_ne!(exit.code, Some(0));
+    assert_eq!(std::fs::metadata(dir.path().join("big")).unwrap().len(), 1024);
+}
+
+#[tokio::test]
+async fn exit_codes_and_signals_are_told_apart() {
+    assert_eq!(run(sh("exit 7")).await.1, Exit { code: Some(7), signal: None });
+    assert_eq!(run(sh("kill -9 $$")).await.1, Exit { code: None, signal: Some(9) });
+}
+
+#[test]
+fn a_working_directory_that_is_gone_is_said_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut lost = sh("true");
+    lost.cwd = dir.path().join("gone").to_str().unwrap().to_owned();
+    let error = PlainLauncher.launch(lost).unwrap_err();
+    assert!(matches!(error, LaunchError::Cwd { .. }), "{error}");
+}
+
+#[test]
+fn what_is_no_program_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    crate::runtime::durable::replace(&path, b"\x7fELF but not really", 0o755).unwrap();
+    let error = PlainLauncher.launch(launch(path.to_str().unwrap(), &[])).unwrap_err();
+    assert!(matches!(error, LaunchError::Start { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_program_that_was_replaced_runs_as_it_was_when_it_was_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("program");
+    std::fs::copy("/bin/true", &path).unwrap();
+    let opened = launch(path.to_str().unwrap(), &[]);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::copy("/bin/false", &path).unwrap();
+    assert_eq!(run(opened).await.1.code, Some(0));
+}
+
+#[tokio::test]
+async fn the_whole_group_ends_before_its_leader_is_forgotten() {
+    let script = "sleep 600 & echo $!; (sleep 600 & echo $!); wait";
+    let mut running = PlainLauncher.launch(sh(script)).unwrap();
+    let mut out = File::from(running.stdout);
+    let pids: Vec<u32> = (0..2).map(|_| line(&mut out).parse().unwrap()).collect();
+    assert!(pids.iter().all(|pid| !is_gone(*pid)));
+    assert!(is_alive(&running.process));
+    running.leader.reap().unwrap();
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert!(pids.iter().all(|pid| is_gone(*pid)), "the pipe closed, so they are gone");
+    assert!(!is_alive(&running.process));
+}
+
+#[tokio::test]
+async fn a_polite_signal_can_be_answered_and_a_second_is_not_needed() {
+    let script = "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 600 & wait; done";
+    let mut running = PlainLauncher.launch(sh(script)).unwrap();
+    let mut out = File::from(running.stdout);
+    assert_eq!(line(&mut out), "ready");
+    running.leader.terminate();
+    tokio::time::timeout(Duration::from_secs(20), running.leader.ended()).await.unwrap().unwrap();
+    assert_eq!(running.leader.reap().unwrap().code, Some(3));
+    assert_eq!(line(&mut out), "bye");
+}
+
+#[tokio::test]
+async fn what_left_the_session_is_found_by_the_jobs_name() {
+    let mut escaped = sh("setsid sh -c 'echo $$; exec sleep 600' & wait");
+    escaped.env.insert(JOB_VARIABLE.to_owned(), "t-escaped".to_owned());
+    let mut running = PlainLauncher.launch(escaped).unwrap();
+    let mut out = File::from(running.stdout);
+    let pid: u32 = line(&mut out).parse().unwrap();
+    running.leader.reap().unwrap();
+    assert!(!is_gone(pid), "a group's end does not reach another session");
+    assert!(kill_leftovers(None, "t-escaped") >= 1);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert!(is_gone(pid));
+}
+
+#[tokio::test]
+async fn as_root_a_job_has_a_user_without_rights_or_groups() {
+    if Account::own().uid != 0 {
+        eprintln!("not root: running as another user was not tried");
+        return;
+    }
+    let uid = 65_510;
+    let mut other = sh("id -u; id -G; grep NoNewPrivs /proc/self/status; cat /etc/shadow");
+    other.account = Account::numbered(uid);
+    let (text, exit) = run(other).await;
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[..2], ["65510", "65510"]);
+    assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["NoNewPrivs:", "1"]);
+    assert_eq!((lines.len(), exit.code), (3, Some(1)), "shadow stays closed: {text}");
+}
+
+#[tokio::test]
+async fn as_root_everything_of_a_jobs_user_can_be_ended() {
+    if Account::own().uid != 0 {
+        eprintln!("not root: ending another user's processes was not tried");
+        return;
+    }
+    let uid = 65_511;
+    let mut other = sh("setsid sh -c 'echo $$; exec sleep 600' & wait");
+    other.account = Account::numbered(uid);
+    let mut running = PlainLauncher.launch(other).unwrap();
+    let mut out = File::from(running.stdout);
+    let pid: u32 = line(&mut out).parse().unwrap();
+    running.leader.reap().unwrap();
+    assert!(kill_all_of(uid) >= 1);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert!(is_gone(pid));
+    assert_eq!(kill_all_of(uid), 0);
+}
+
+#[tokio::test]
+async fn one_descriptor_is_handed_over_and_cannot_be_changed() {
+    let script = sealed("t", b"echo from the copy $1").unwrap();
+    let path = format!("/proc/self/fd/{}", script.as_raw_fd());
+    let mut launch = launch("/bin/sh", &[&path, "x"]);
+    launch.keep = Some(script);
+    if Account::own().uid == 0 {
+        launch.account = Account::numbered(65_512);
+    }
+    assert_eq!(run(launch).await.0, "from the copy x\n");
+}
+
+#[test]
+fn a_dropped_leader_takes_everything_with_it() {
+    let running = PlainLauncher.launch(sh("sleep 600")).unwrap();
+    let process = running.process.clone();
+    drop(running.leader);
+    assert!(!is_alive(&process));
+}
+
+#[test]
+fn a_name_with_parentheses_does_not_hide_the_start_time() {
+    let fields = (4..=21).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+    let stat = Stat::parse(&format!("12 (a) b (c)) S {fields} 777 0")).unwrap();
+    assert_eq!((stat.start_time, stat.zombie), (777, false));
+    assert!(Stat::parse("no stat").is_none());
+}
