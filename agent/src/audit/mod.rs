@@ -7,6 +7,7 @@
 
 mod files;
 mod log;
+pub mod query;
 pub mod reader;
 mod recover;
 mod writer;
