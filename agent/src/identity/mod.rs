@@ -6,6 +6,7 @@
 
 pub mod commit;
 mod files;
+mod inspect;
 mod key;
 mod machine;
 pub mod tls;
@@ -22,6 +23,7 @@ use crate::{
 };
 
 pub use files::{Paths, Source};
+pub use inspect::{Inspection, inspect};
 pub use machine::machine_id_sha256;
 pub use x509::CertInfo;
 
@@ -125,6 +127,16 @@ pub(crate) fn load_placed(paths: &Paths, machine: Option<Hash>) -> Result<Identi
     let tls = tls::client_config(&anchors.servers, Some((chain, key)))
         .map_err(|why| unusable(paths.client_key(), why))?;
     Ok(Identity { agent_id: id, cert, keyring, root_source: files.source.root_source, tls })
+}
+
+/// Removes the identity. The audit key stays, and with it the agent's id.
+///
+/// # Errors
+/// As the system's; what is left then is no identity, and this can be called again.
+pub fn remove(paths: &Paths) -> io::Result<()> {
+    let all =
+        [paths.client_crt(), paths.client_key(), paths.ca_bundle(), paths.root(), paths.source()];
+    all.iter().try_for_each(|path| crate::runtime::durable::remove(path))
 }
 
 const ENROL_AGAIN: &str = "jtnt-agent enroll --force";

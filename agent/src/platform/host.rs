@@ -20,6 +20,16 @@ pub fn disk(path: &Path) -> io::Result<Disk> {
     Ok(Disk { total, used: total.saturating_sub(free) })
 }
 
+/// Keeps this process's memory, keys included, from ever being written to a core file.
+///
+/// # Errors
+/// As the system's.
+pub fn no_core_dumps() -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    Ok(())
+}
+
 /// Why a file or folder must not be trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnershipError {

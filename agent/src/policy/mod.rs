@@ -17,6 +17,7 @@ use jtnt_proto::envelope::Envelope;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use keeper::Keeper;
+pub use stored::document;
 
 use crate::{
     audit::Audit,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use jtnt_proto::{
+    bytes::Hash,
     envelope::Envelope,
     json,
     root::{Role, Root},
@@ -67,4 +68,17 @@ impl Stored {
 
 pub(super) fn file(data_dir: &Path) -> PathBuf {
     data_dir.join("policy/policy.json")
+}
+
+/// The document that was signed, when it is still the one of that hash; empty otherwise.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn document(data_dir: &Path, payload_sha256: Hash) -> io::Result<String> {
+    let Some(stored) = Stored::read(data_dir)? else { return Ok(String::new()) };
+    let payload = stored.envelope.payload.0;
+    if Hash::of(&payload) != payload_sha256 {
+        return Ok(String::new());
+    }
+    String::from_utf8(payload).map_err(io::Error::other)
 }

@@ -1,0 +1,60 @@
+//! The certificate as `cert check` shows it: part by part, also when the whole is no identity.
+
+use jtnt_proto::identity::agent_id;
+
+use super::{
+    CertInfo, IdentityError, Paths, anchors, files, key, load, tls,
+    x509::{self, CertFault, Judged},
+};
+use crate::trust::Keyring;
+
+/// What the files show.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Inspection {
+    /// The certificate, where it can be read.
+    pub info: Option<CertInfo>,
+    /// It leads to an authority that the root names.
+    pub chain_ok: bool,
+    /// The private key is the certificate's.
+    pub key_matches: bool,
+    /// What is wrong with the identity; dates are not judged here.
+    pub problems: Vec<String>,
+}
+
+/// Looks at the files. Blocks.
+#[must_use]
+pub fn inspect(paths: &Paths) -> Inspection {
+    match load(paths) {
+        Ok(identity) => Inspection {
+            info: Some(identity.cert),
+            chain_ok: true,
+            key_matches: true,
+            problems: Vec::new(),
+        },
+        Err(fault @ IdentityError::NotEnrolled) => {
+            Inspection { problems: vec![fault.to_string()], ..Inspection::default() }
+        }
+        Err(IdentityError::Unusable(why)) => {
+            Inspection { problems: vec![why], ..in_parts(paths).unwrap_or_default() }
+        }
+    }
+}
+
+/// As far as one gets with each part on its own.
+fn in_parts(paths: &Paths) -> Option<Inspection> {
+    let files = files::read(paths).ok()??;
+    let chain = x509::certificates(&files.client_crt).ok()?;
+    let info = chain.first().and_then(|leaf| x509::info(leaf).ok());
+    let nobody = tls::Trust::Authorities(Vec::new());
+    let key_matches = x509::private_key(&files.client_key)
+        .is_ok_and(|key| tls::client_config(&nobody, Some((chain.clone(), key))).is_ok());
+    let id = key::open(paths).ok().flatten().map(|key| agent_id(&key.public_key()));
+    let anchors =
+        Keyring::from_root(&files.root).ok().and_then(|keyring| anchors(&keyring, &files).ok());
+    let chain_ok = anchors.is_some_and(|anchors| {
+        let agent_id = id.unwrap_or_default();
+        let judged = Judged { chain: &chain, anchors: &anchors.issuers, agent_id: &agent_id };
+        !matches!(judged.at_its_end(), Err(CertFault::Untrusted(_) | CertFault::Unreadable(_)))
+    });
+    Some(Inspection { info, chain_ok, key_matches, problems: Vec::new() })
+}
