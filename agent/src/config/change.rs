@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Config,
-    file::{ConfigError, load},
+    file::{ConfigError, check, load},
     settings::{self, Effect},
 };
 use crate::runtime::durable;
@@ -45,16 +45,16 @@ fn shown(config: &Config) -> Map<String, Value> {
     }
 }
 
-/// Writes `hub_url` and `labels` into the file at `path` and leaves every other setting as it is.
-/// The file comes into being when there is none.
+/// The text of the file at `path` with `hub_url` and `labels` in it and every other setting as it
+/// is; also when there is no file yet. Nothing is written.
 ///
 /// # Errors
-/// When the file as it is, or as it would be, is no configuration; then nothing was written.
-pub fn merge(
+/// When the file as it is, or as it would be, is no configuration.
+pub fn merged(
     path: &Path,
-    hub_url: &str,
+    hub_url: Option<&str>,
     labels: &BTreeMap<String, String>,
-) -> Result<Config, ConfigError> {
+) -> Result<Vec<u8>, ConfigError> {
     let io = |source| ConfigError::Read { path: path.to_owned(), source };
     let mut document = match durable::read(path, MAX_BYTES) {
         Ok(bytes) => {
@@ -64,7 +64,10 @@ pub fn merge(
         Err(e) if e.kind() == io::ErrorKind::NotFound => Map::new(),
         Err(e) => return Err(io(e)),
     };
-    document.insert("hub_url".to_owned(), hub_url.into());
+    match hub_url {
+        Some(url) => drop(document.insert("hub_url".to_owned(), url.into())),
+        None => drop(document.remove("hub_url")),
+    }
     if !labels.is_empty() {
         let mut all = match document.remove("labels") {
             Some(Value::Object(map)) => map,
@@ -73,13 +76,10 @@ pub fn merge(
         all.extend(labels.iter().map(|(k, v)| (k.clone(), v.clone().into())));
         document.insert("labels".to_owned(), all.into());
     }
-    let mut text = serde_json::to_vec_pretty(&document).map_err(|e| io(e.into()))?;
-    text.push(b'\n');
-    if let Some(parent) = path.parent() {
-        durable::create_dir(parent, 0o755).map_err(io)?;
-    }
-    durable::replace(path, &text, durable::PUBLIC).map_err(io)?;
-    load(path)
+    let mut text = serde_json::to_string_pretty(&document).map_err(|e| io(e.into()))?;
+    text.push('\n');
+    check(path, &text)?;
+    Ok(text.into_bytes())
 }
 
 #[cfg(test)]
@@ -104,24 +104,32 @@ mod tests {
     #[test]
     fn enrolment_keeps_what_was_written() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("etc/config.json");
+        let path = dir.path().join("config.json");
         let labels = |k: &str| BTreeMap::from([(k.to_owned(), "x".to_owned())]);
-        merge(&path, "https://one", &labels("a")).unwrap();
-        let mut text = String::from_utf8(durable::read(&path, 4096).unwrap()).unwrap();
+        let first = merged(&path, Some("https://one"), &labels("a")).unwrap();
+        assert!(!path.exists(), "it is for others to put it in place");
+        let mut text = String::from_utf8(first).unwrap();
         text = text.replacen('{', "{\"audit_retention_days\": 90,", 1);
         durable::replace(&path, text.as_bytes(), 0o644).unwrap();
-        let config = merge(&path, "https://two", &labels("b")).unwrap();
+        let second = merged(&path, Some("https://two"), &labels("b")).unwrap();
+        durable::replace(&path, &second, 0o644).unwrap();
+        let config = load(&path).unwrap();
         assert_eq!(config.hub_url.as_deref(), Some("https://two"));
         assert_eq!(config.audit_retention_days, 90);
         assert_eq!(config.labels.keys().collect::<Vec<_>>(), ["a", "b"]);
+        let without = merged(&path, None, &BTreeMap::new()).unwrap();
+        durable::replace(&path, &without, 0o644).unwrap();
+        assert_eq!(load(&path).unwrap().hub_url, None);
     }
 
     #[test]
-    fn a_file_that_is_wrong_stays_as_it_is() {
+    fn what_is_wrong_is_told_and_nothing_is_made_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         durable::replace(&path, b"{\"hub\": 1,}", 0o644).unwrap();
-        assert!(merge(&path, "https://one", &BTreeMap::new()).is_err());
-        assert_eq!(durable::read(&path, 99).unwrap(), b"{\"hub\": 1,}");
+        assert!(merged(&path, Some("https://one"), &BTreeMap::new()).is_err());
+        durable::replace(&path, b"{}", 0o644).unwrap();
+        let fault = merged(&path, Some("http://one"), &BTreeMap::new()).unwrap_err();
+        assert!(fault.to_string().contains("hub_url: expected a URL"), "{fault}");
     }
 }

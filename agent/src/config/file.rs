@@ -72,11 +72,31 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let bytes = durable::read(path, MAX_BYTES).map_err(read)?;
     let text = String::from_utf8(bytes)
         .map_err(|e| read(io::Error::new(io::ErrorKind::InvalidData, e)))?;
+    check(path, &text)
+}
+
+/// Reads the file at `path`, or the defaults where there is none: an agent that waits for its
+/// enrolment has no file yet.
+///
+/// # Errors
+/// When it is there and cannot be read, or with all of its faults.
+pub fn load_or_default(path: &Path) -> Result<Config, ConfigError> {
+    match load(path) {
+        Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            check(path, "{}")
+        }
+        other => other,
+    }
+}
+
+/// Reads a text as if it stood at `path`.
+pub(super) fn check(path: &Path, text: &str) -> Result<Config, ConfigError> {
     let uid = users::own_uid();
-    let home = users::home(uid).ok_or_else(|| {
-        read(io::Error::other(format!("user {uid} has no home folder in the user database")))
+    let home = users::home(uid).ok_or_else(|| ConfigError::Read {
+        path: path.to_owned(),
+        source: io::Error::other(format!("user {uid} has no home folder in the user database")),
     })?;
-    parse(&text, &home).map_err(|faults| ConfigError::Faults { path: path.to_owned(), faults })
+    parse(text, &home).map_err(|faults| ConfigError::Faults { path: path.to_owned(), faults })
 }
 
 /// Reads a configuration for a user whose home folder is `home`.

@@ -20,9 +20,9 @@ use std::{
 use jtnt_proto::policy::RequireEnforcement;
 use serde::Serialize;
 
-pub use change::{Difference, difference, merge};
+pub use change::{Difference, difference, merged};
 pub use env::Environment;
-pub use file::{ConfigError, Fault, load};
+pub use file::{ConfigError, Fault, load, load_or_default};
 pub use paths::Paths;
 pub use settings::{Setting, all as settings};
 

@@ -64,7 +64,7 @@ const LEVELS: &[(&str, Level)] = &[
 use Effect::{Later, Reload, Restart};
 
 static SETTINGS: &[Setting] = &[
-    on(Restart, "hub_url", |c, v, _| set(&mut c.hub_url, url(v, "https").map(Some))),
+    on(Reload, "hub_url", |c, v, _| set(&mut c.hub_url, url(v, "https").map(Some))),
     on(Later, "hub_proxy", |c, v, _| set(&mut c.hub_proxy, url(v, "http").map(Some))),
     on(Restart, "data_dir", |c, v, home| set(&mut c.data_dir, path(v, home))),
     on(Restart, "state_dir", |c, v, home| set(&mut c.state_dir, path(v, home))),
@@ -147,7 +147,7 @@ static SETTINGS: &[Setting] = &[
     on(Restart, "log_format", |c, v, _| {
         set(&mut c.log_format, choice(v, &[("human", Format::Human), ("json", Format::Json)]))
     }),
-    on(Restart, "labels", |c, v, _| set(&mut c.labels, map(v))),
+    on(Reload, "labels", |c, v, _| set(&mut c.labels, map(v))),
 ];
 
 /// Every setting, in the order of the contract.
