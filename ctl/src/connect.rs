@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{Exit, Failure};
@@ -71,15 +73,15 @@ fn cause(error: &dyn std::error::Error) -> String {
     last.to_string()
 }
 
-#[cfg(unix)]
-async fn unix(path: &Path) -> Result<Channel, Failure> {
-    use hyper_util::rt::TokioIo;
-
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::UnixStream::connect(path))
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(|error| unreachable(path, &error))?;
-    // One connection, made here so that its failure has a name; a lost one is not made again.
+/// A channel over a stream that is connected already; `name` is what messages call its other end.
+///
+/// # Errors
+/// When it does not speak HTTP/2.
+pub async fn over<S>(stream: S, name: &str) -> Result<Channel, Failure>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    // One connection, made before so that its failure has a name; a lost one is not made again.
     let mut stream = Some(TokioIo::new(stream));
     let connector = tower::service_fn(move |_| {
         let stream = stream.take().ok_or(io::ErrorKind::ConnectionReset);
@@ -90,10 +92,18 @@ async fn unix(path: &Path) -> Result<Channel, Failure> {
         .connect_with_connector(connector)
         .await
         .map_err(|error| {
-            let what = format!("speak to {}", path.display());
-            Failure::new(Exit::Unreachable, what, cause(&error))
+            Failure::new(Exit::Unreachable, format!("speak to {name}"), cause(&error))
                 .advise("is it the admin socket of a JTNT agent?")
         })
+}
+
+#[cfg(unix)]
+async fn unix(path: &Path) -> Result<Channel, Failure> {
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::UnixStream::connect(path))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(|error| unreachable(path, &error))?;
+    over(stream, &path.display().to_string()).await
 }
 
 #[cfg(not(unix))]

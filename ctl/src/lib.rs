@@ -19,9 +19,10 @@ mod io;
 mod output;
 mod run;
 
-pub use cli::{Cli, Command, Global};
-pub use connect::{DEFAULT_SOCKET, Target};
+pub use cli::{Cli, Command, EXIT_CODES, Global};
+pub use connect::{DEFAULT_SOCKET, Target, over};
 pub use exit::Exit;
 pub use failure::Failure;
 pub use io::Io;
 pub use run::{Host, Standalone, run};
+pub use tonic::transport::Channel;
