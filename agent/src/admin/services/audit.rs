@@ -1,0 +1,273 @@
+//! `AuditService`.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use futures_util::stream;
+use jiff::Timestamp;
+use jtnt_proto::{
+    admin::v1::{self as pb, audit_service_server::AuditService, verify_log_response::Event},
+    audit_verify::{Finding, Verifier},
+    key::PublicKey,
+};
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant},
+};
+use tonic::{Request, Response, Status};
+
+use super::{Answer, Deps, Many, blocking};
+use crate::{
+    admin::error,
+    audit::{
+        Head,
+        query::{Filter, Follow, Scan},
+        reader::list,
+    },
+    identity::Paths,
+    runtime::durable,
+};
+
+/// Old lines that a follower may begin with.
+const MAX_TAIL_LINES: u32 = 10_000;
+/// How often a check tells how far it is.
+const PROGRESS: Duration = Duration::from_millis(500);
+/// So many bytes are checked before the caller has its turn again.
+const STEP_BYTES: usize = 1 << 20;
+const MAX_KEY_BYTES: u64 = 1024;
+
+pub(super) struct Audit(pub(super) Deps);
+
+fn unreadable(error: io::Error) -> Status {
+    error::internal(format!("the audit log cannot be read: {error}"))
+}
+
+#[tonic::async_trait]
+impl AuditService for Audit {
+    type ListLinesStream = Many<pb::ListLinesResponse>;
+    type TailLinesStream = Many<pb::TailLinesResponse>;
+    type VerifyLogStream = Many<pb::VerifyLogResponse>;
+
+    async fn list_lines(
+        &self,
+        request: Request<pb::ListLinesRequest>,
+    ) -> Answer<Self::ListLinesStream> {
+        let asked = request.into_inner();
+        let optional = |text: String| Some(text).filter(|text| !text.is_empty());
+        let since = asked.since.map(|t| {
+            Timestamp::new(t.seconds, t.nanos)
+                .map_err(|e| error::invalid(format!("since: no time: {e}")))
+        });
+        let filter = Filter {
+            since: since.transpose()?,
+            event: optional(asked.event),
+            job_id: optional(asked.job_id),
+            text: optional(asked.text),
+        };
+        let (dir, limit) = (self.0.audit_dir.clone(), u64::from(asked.limit));
+        let scan = blocking(move || Scan::new(&dir, filter, limit)).await?.map_err(unreadable)?;
+        let state = (scan, VecDeque::new());
+        Ok(Response::new(Box::pin(stream::try_unfold(state, |(mut scan, mut ready)| async {
+            while ready.is_empty() {
+                let (back, batch) = blocking(move || {
+                    let batch = scan.next();
+                    (scan, batch)
+                })
+                .await?;
+                scan = back;
+                match batch.map_err(unreadable)? {
+                    Some(batch) => ready = VecDeque::from(batch),
+                    None => return Ok(None),
+                }
+            }
+            let line = ready.pop_front().unwrap_or_default();
+            Ok(Some((pb::ListLinesResponse { line }, (scan, ready))))
+        }))))
+    }
+
+    async fn tail_lines(
+        &self,
+        request: Request<pb::TailLinesRequest>,
+    ) -> Answer<Self::TailLinesStream> {
+        let wanted = request.into_inner().lines.min(MAX_TAIL_LINES);
+        let wanted = usize::try_from(wanted).unwrap_or(0);
+        // The head is watched before the files are read, so that no line is missed in between.
+        let head = self.0.overview.sources().audit.watch();
+        let dir = self.0.audit_dir.clone();
+        let begun = blocking(move || Follow::begin(&dir, wanted)).await?;
+        let (last, follow) = begun.map_err(unreadable)?;
+        let tail = Tail { head, follow: Some(follow), ready: last.into() };
+        Ok(Response::new(Box::pin(stream::try_unfold(tail, |mut tail| async {
+            Ok(tail.next().await?.map(|line| (pb::TailLinesResponse { line }, tail)))
+        }))))
+    }
+
+    async fn verify_log(
+        &self,
+        request: Request<pb::VerifyLogRequest>,
+    ) -> Answer<Self::VerifyLogStream> {
+        let (names, dir) = (request.into_inner().files, self.0.audit_dir.clone());
+        let data_dir = self.0.overview.sources().data_dir.clone();
+        let check = blocking(move || Check::of(&dir, &names, &Paths { data_dir })).await??;
+        Ok(Response::new(Box::pin(stream::try_unfold(check, |mut check| async {
+            loop {
+                if let Some(event) = check.ready.pop_front() {
+                    let event = Some(event);
+                    return Ok(Some((pb::VerifyLogResponse { event }, check)));
+                }
+                if check.over {
+                    return Ok(None);
+                }
+                let (back, stepped) = blocking(move || {
+                    let stepped = check.step();
+                    (check, stepped)
+                })
+                .await?;
+                check = back;
+                stepped.map_err(unreadable)?;
+            }
+        }))))
+    }
+
+    async fn clean_log(&self, _: Request<pb::CleanLogRequest>) -> Answer<pb::CleanLogResponse> {
+        let audit = &self.0.overview.sources().audit;
+        let cleaned = audit.clean().await.map_err(|e| error::audit(&e))?;
+        let (removed, bytes) = (cleaned.files, cleaned.bytes);
+        Ok(Response::new(pb::CleanLogResponse { removed, bytes }))
+    }
+}
+
+/// A reader that waits for the log to grow.
+struct Tail {
+    head: watch::Receiver<Head>,
+    /// Elsewhere while a thread reads with it.
+    follow: Option<Follow>,
+    ready: VecDeque<Vec<u8>>,
+}
+
+impl Tail {
+    async fn next(&mut self) -> Result<Option<Vec<u8>>, Status> {
+        loop {
+            if let Some(line) = self.ready.pop_front() {
+                return Ok(Some(line));
+            }
+            self.head.mark_unchanged();
+            let Some(mut follow) = self.follow.take() else { return Ok(None) };
+            let (back, lines) = blocking(move || {
+                let lines = follow.next();
+                (follow, lines)
+            })
+            .await?;
+            self.follow = Some(back);
+            self.ready = lines.map_err(unreadable)?.into();
+            if self.ready.is_empty() && self.head.changed().await.is_err() {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// A check of files under way.
+struct Check {
+    verifier: Verifier,
+    files: VecDeque<PathBuf>,
+    open: Option<File>,
+    done: u64,
+    total: u64,
+    told: Instant,
+    ready: VecDeque<Event>,
+    over: bool,
+}
+
+impl Check {
+    fn of(dir: &Path, names: &[String], paths: &Paths) -> Result<Self, Status> {
+        let all = list(dir).map_err(unreadable)?;
+        let known = |name: &String| all.iter().any(|day| day.name() == *name);
+        if let Some(strange) = names.iter().find(|name| !known(name)) {
+            let why = format!(
+                "{} has no file {strange:?}; a file elsewhere is checked with --key",
+                dir.display()
+            );
+            return Err(error::not_found("UNKNOWN_FILE", why));
+        }
+        let wanted = all.into_iter().filter(|day| names.is_empty() || names.contains(&day.name()));
+        let files: VecDeque<_> = wanted.map(|day| day.path).collect();
+        let length = |path: &PathBuf| path.metadata().map_or(0, |meta| meta.len());
+        let total = files.iter().map(length).sum();
+        let key = durable::read(&paths.audit_pub(), MAX_KEY_BYTES).map_err(unreadable)?;
+        let key = std::str::from_utf8(&key).ok().and_then(|text| PublicKey::parse(text.trim()));
+        let key = key.ok_or_else(|| {
+            error::internal(format!("{} is no public key", paths.audit_pub().display()))
+        })?;
+        Ok(Self {
+            verifier: Verifier::new(Some(key)),
+            files,
+            open: None,
+            done: 0,
+            total,
+            told: Instant::now(),
+            ready: VecDeque::new(),
+            over: false,
+        })
+    }
+
+    /// Checks a piece, or ends.
+    fn step(&mut self) -> io::Result<()> {
+        let Some(file) = &mut self.open else {
+            match self.files.pop_front() {
+                Some(path) => {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    self.verifier.begin_file(&name);
+                    self.open = Some(File::open(&path)?);
+                }
+                None => self.conclude(),
+            }
+            return Ok(());
+        };
+        let mut piece = vec![0; STEP_BYTES];
+        let read = file.read(&mut piece)?;
+        let found = match piece.get(..read) {
+            Some(bytes) if read > 0 => self.verifier.feed(bytes),
+            _ => {
+                self.open = None;
+                self.verifier.end_file()
+            }
+        };
+        self.ready.extend(found.into_iter().map(finding));
+        self.done += read as u64;
+        if self.told.elapsed() >= PROGRESS {
+            self.told = Instant::now();
+            let (bytes_done, bytes_total) = (self.done, self.total.max(self.done));
+            self.ready.push_back(Event::Progress(pb::VerifyProgress { bytes_done, bytes_total }));
+        }
+        Ok(())
+    }
+
+    fn conclude(&mut self) {
+        let verifier = std::mem::replace(&mut self.verifier, Verifier::new(None));
+        let summary = verifier.finish();
+        self.ready.push_back(Event::Summary(pb::VerifySummary {
+            verdict: summary.verdict.name().to_owned(),
+            lines: summary.lines,
+            files: summary.files,
+            first_seq: summary.first_seq,
+            last_seq: summary.last_seq,
+            unknown: summary.unknown,
+        }));
+        self.over = true;
+    }
+}
+
+fn finding(found: Finding) -> Event {
+    Event::Finding(pb::Finding {
+        verdict: found.verdict.name().to_owned(),
+        file: found.file,
+        line: found.line,
+        seq: found.seq,
+        message: found.message,
+    })
+}

@@ -1,0 +1,168 @@
+//! `JobService`.
+
+use std::collections::VecDeque;
+
+use futures_util::stream;
+use jtnt_proto::admin::v1::{self as pb, JobState, job_service_server::JobService};
+use tokio::sync::{broadcast, watch};
+use tonic::{Code, Request, Response, Status};
+
+use super::{Answer, Deps, Many};
+use crate::{
+    admin::{convert, error, guard::caller_of},
+    domain::{ids::JobId, job::Entry},
+    jobs::{CancelError, Jobs, Stream},
+    store::Journal,
+};
+
+const DEFAULT_PAGE: usize = 100;
+const MAX_PAGE: usize = 1000;
+/// Bytes in one message of a log.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+pub(super) struct Job(pub(super) Deps);
+
+impl Job {
+    fn journal(&self) -> &Journal {
+        &self.0.overview.sources().journal
+    }
+
+    fn find(&self, id: &str) -> Result<(JobId, Entry), Status> {
+        let id = JobId::try_from(id).map_err(|e| error::invalid(format!("{id:?}: {e}")))?;
+        let found = self.journal().get(&id).map_err(error::store)?;
+        let entry = found.ok_or_else(|| {
+            let why =
+                format!("no job {id} in the journal; `jtntctl jobs list` shows what there is");
+            error::not_found("UNKNOWN_JOB", why)
+        })?;
+        Ok((id, entry))
+    }
+}
+
+#[tonic::async_trait]
+impl JobService for Job {
+    type ReadLogsStream = Many<pb::ReadLogsResponse>;
+    type WatchJobsStream = Many<pb::WatchJobsResponse>;
+
+    async fn list_jobs(
+        &self,
+        request: Request<pb::ListJobsRequest>,
+    ) -> Answer<pb::ListJobsResponse> {
+        let pb::ListJobsRequest { limit, state } = request.into_inner();
+        let wanted = JobState::try_from(state)
+            .map_err(|e| error::invalid(format!("job state {state}: {e}")))?;
+        let limit = match usize::try_from(limit).unwrap_or(MAX_PAGE) {
+            0 => DEFAULT_PAGE,
+            limit => limit.min(MAX_PAGE),
+        };
+        let keep = |state| convert::wanted_state(wanted, state);
+        let found = self.journal().recent(limit, &keep).map_err(error::store)?;
+        let jobs = found.iter().map(convert::job).collect();
+        Ok(Response::new(pb::ListJobsResponse { jobs }))
+    }
+
+    async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Answer<pb::GetJobResponse> {
+        let (_, entry) = self.find(&request.into_inner().job_id)?;
+        Ok(Response::new(pb::GetJobResponse { job: Some(convert::job(&entry)) }))
+    }
+
+    async fn read_logs(
+        &self,
+        request: Request<pb::ReadLogsRequest>,
+    ) -> Answer<Self::ReadLogsStream> {
+        let pb::ReadLogsRequest { job_id, follow } = request.into_inner();
+        let (id, _) = self.find(&job_id)?;
+        let growth = if follow { self.0.jobs.follow_output(&id) } else { None };
+        let log = Log { jobs: self.0.jobs.clone(), id, growth, next: [0, 0], turn: 0, idle: 0 };
+        Ok(Response::new(Box::pin(stream::try_unfold(log, |mut log| async move {
+            Ok(log.next().await?.map(|part| (part, log)))
+        }))))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<pb::CancelJobRequest>,
+    ) -> Answer<pb::CancelJobResponse> {
+        let caller = caller_of(&request);
+        let (id, _) = self.find(&request.into_inner().job_id)?;
+        let state = self.0.jobs.cancel(&id, caller).await.map_err(|refused| {
+            let (code, reason) = match &refused {
+                CancelError::Unknown(_) => (Code::NotFound, "UNKNOWN_JOB"),
+                CancelError::Ended(..) => (Code::FailedPrecondition, "JOB_ENDED"),
+                CancelError::Store(_) => (Code::Internal, "JOURNAL"),
+            };
+            error::status(code, reason, refused.to_string())
+        })?;
+        Ok(Response::new(pb::CancelJobResponse { state: convert::state(state).into() }))
+    }
+
+    async fn watch_jobs(&self, _: Request<pb::WatchJobsRequest>) -> Answer<Self::WatchJobsStream> {
+        // Changes are heard before the list is read, so that none is missed in between.
+        let changes = self.journal().changes();
+        let mut first = self.journal().recent(DEFAULT_PAGE, &|_| true).map_err(error::store)?;
+        first.reverse();
+        let state = (VecDeque::from(first), changes);
+        Ok(Response::new(Box::pin(stream::try_unfold(state, |(mut first, mut changes)| async {
+            let entry = match first.pop_front() {
+                Some(entry) => entry,
+                None => match changes.recv().await {
+                    Ok(entry) => entry,
+                    Err(broadcast::error::RecvError::Closed) => return Ok(None),
+                    Err(broadcast::error::RecvError::Lagged(lost)) => {
+                        let why = format!("too slow a reader: {lost} changes were lost; ask again");
+                        return Err(error::status(Code::DataLoss, "LAGGED", why));
+                    }
+                },
+            };
+            let job = Some(convert::job(&entry));
+            Ok(Some((pb::WatchJobsResponse { job }, (first, changes))))
+        }))))
+    }
+}
+
+const STREAMS: [(Stream, pb::Stream); 2] =
+    [(Stream::Stdout, pb::Stream::Stdout), (Stream::Stderr, pb::Stream::Stderr)];
+
+/// Where a reader of a job's output stands.
+struct Log {
+    jobs: Jobs,
+    id: JobId,
+    /// Grows with the output of a job that runs; `None` when there is nothing to wait for.
+    growth: Option<watch::Receiver<u64>>,
+    next: [u64; 2],
+    turn: usize,
+    /// Streams in a row that had nothing.
+    idle: usize,
+}
+
+impl Log {
+    async fn next(&mut self) -> Result<Option<pb::ReadLogsResponse>, Status> {
+        loop {
+            if self.idle >= STREAMS.len() {
+                let Some(growth) = &mut self.growth else { return Ok(None) };
+                if growth.changed().await.is_err() {
+                    // The job has ended: what it wrote at the end is read once more.
+                    self.growth = None;
+                }
+                self.idle = 0;
+            }
+            let turn = self.turn % STREAMS.len();
+            let (Some((stream, name)), Some(at)) = (STREAMS.get(turn), self.next.get_mut(turn))
+            else {
+                return Ok(None);
+            };
+            let read = self.jobs.read_output(&self.id, *stream, *at, CHUNK_BYTES).await;
+            let part = read.map_err(error::store)?;
+            if part.data.is_empty() {
+                self.turn += 1;
+                self.idle += 1;
+                continue;
+            }
+            self.idle = 0;
+            let offset = part.offset;
+            *at = offset + part.data.len() as u64;
+            let (stream, data) = (i32::from(*name), part.data);
+            return Ok(Some(pb::ReadLogsResponse { stream, data, offset }));
+        }
+    }
+}
