@@ -11,13 +11,18 @@
 //! | door | [`gate`] | the policy's answer about a real file, opened once |
 //! | self | [`identity`] | keys, certificates and the TLS made from them |
 //! | line | [`hub`] | the client of the hub |
-//! | errands | [`enrol`], [`heartbeat`], [`policy`], [`jobs`] | what is done over the line |
+//! | errands | [`enrol`], [`heartbeat`], [`policy`], [`jobs`], [`timetable`] | what is done over the line, and what is done daily |
+//! | views | [`overview`] | how the agent is: health, status and metrics from the same facts |
+//! | counter | [`admin`] | the local admin API: who calls, whether they may, and the services |
 //! | wishes | [`config`] | the configuration file, the only reader of file and environment |
+//! | roof | [`app`] | the command line, and what is put together for each command |
 //!
 //! Data flows one way. Bytes of the hub become a [`trust::Verified`] or are dropped; a verified job
 //! is put to the [`domain::policy::Engine`]; what is allowed is first written to the [`audit::Audit`]
 //! log and to the [`store::Journal`], each on disk before its effect.
 
+pub mod admin;
+pub mod app;
 pub mod audit;
 pub mod config;
 pub mod domain;
@@ -27,9 +32,11 @@ pub mod heartbeat;
 pub mod hub;
 pub mod identity;
 pub mod jobs;
+pub mod overview;
 pub mod platform;
 pub mod policy;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;
+pub mod timetable;
 pub mod trust;

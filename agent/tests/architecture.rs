@@ -11,9 +11,12 @@ const FLOORS: &[&[&str]] = &[
     &["trust", "store", "audit", "platform", "telemetry"],
     &["gate", "identity"],
     &["hub"],
-    &["enrol", "heartbeat", "policy", "jobs"],
+    &["enrol", "heartbeat", "policy", "jobs", "timetable"],
+    &["overview"],
+    &["admin"],
     &["config"],
-    &["lib"],
+    &["app"],
+    &["lib", "main"],
 ];
 
 /// What may stand only below one folder or in one file.
@@ -22,6 +25,7 @@ const MONOPOLIES: &[(&str, &str)] = &[
     ("thread::Builder", "runtime/tasks.rs"),
     ("Timestamp::now()", "runtime/clock.rs"),
     ("redb::", "store/"),
+    ("tonic::", "admin/"),
     ("unsafe ", "platform/"),
     ("cfg(target_os", "platform/"),
     ("env::var", "config/"),

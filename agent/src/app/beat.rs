@@ -1,0 +1,122 @@
+//! What the heartbeat says of the agent, and what its answers set going.
+
+use std::sync::Arc;
+
+use jtnt_proto::hub::{AuditHead, HeartbeatRequest, HeartbeatResponse, JobCounts};
+use tokio::sync::watch;
+
+use super::core::Core;
+use crate::{
+    domain::{backoff::Saved, health::Mark},
+    identity::Identity,
+    jobs::Jobs,
+    overview::{Overview, VERSION},
+    platform::process,
+    policy::PolicyKeeper,
+    store::{Journal, StoreError},
+};
+
+/// The backoff of the heartbeat, while there is one.
+const CURSOR: &str = "heartbeat-backoff";
+
+/// Says how the agent is, while it has an identity.
+pub(super) fn facts(
+    overview: Overview,
+) -> impl FnMut() -> Option<HeartbeatRequest> + Send + 'static {
+    let boot_id = process::boot_id().unwrap_or_default();
+    move || {
+        let identity = overview.sources().identity.borrow().clone().ok()?;
+        Some(request(&overview, &identity, &boot_id))
+    }
+}
+
+fn request(overview: &Overview, identity: &Arc<Identity>, boot_id: &str) -> HeartbeatRequest {
+    let s = overview.sources();
+    let (head, counts) = (s.audit.head(), s.journal.counts());
+    let policy_version = s.policy.borrow().as_ref().map_or(0, |p| p.verified.get().version);
+    let report = overview.health();
+    let state = if head.error.is_some() {
+        "degraded"
+    } else if report.checks.certificates.status == Mark::Fail {
+        "needs_reenroll"
+    } else if report.checks.policy.status == Mark::Fail {
+        "policy_expired"
+    } else {
+        "ok"
+    };
+    HeartbeatRequest {
+        agent_id: identity.agent_id.clone(),
+        version: VERSION.to_owned(),
+        state: state.to_owned(),
+        boot_id: boot_id.to_owned(),
+        uptime_seconds: overview.uptime().as_secs(),
+        root_version: identity.keyring.root().version,
+        root_source: identity.root_source.word().to_owned(),
+        policy_version,
+        certificate_serial: identity.cert.serial.clone(),
+        certificate_expires_at: identity.cert.not_after,
+        enforcement: s.gate.enforcement().to_owned(),
+        jobs: JobCounts {
+            queued: counts.queued,
+            running: counts.running,
+            pending: counts.undelivered,
+        },
+        audit: Some(AuditHead {
+            log_id: head.log_id,
+            size: head.size,
+            head: head.head,
+            checkpoint: None,
+            old_size: None,
+            proof: Vec::new(),
+        }),
+        labels: s.labels.borrow().clone(),
+    }
+}
+
+/// Hints make the agent ask sooner; they decide nothing.
+pub(super) fn answered(
+    overview: Overview,
+    keeper: PolicyKeeper,
+    jobs: Jobs,
+) -> impl FnMut(HeartbeatResponse) + Send + 'static {
+    move |answer| {
+        let hints = answer.hints;
+        let s = overview.sources();
+        let version = s.policy.borrow().as_ref().map_or(0, |p| p.verified.get().version);
+        if let Some(root) = hints.root_version {
+            keeper.poke_root(root);
+        }
+        if hints.policy_version.is_some_and(|newest| newest > version) {
+            keeper.poke();
+        }
+        if hints.jobs || hints.cancels {
+            jobs.poke();
+        }
+    }
+}
+
+/// What an earlier process left of its backoff.
+pub(super) fn saved(journal: &Journal) -> Option<Saved> {
+    let stored = journal.cursor(CURSOR).ok().flatten()?;
+    serde_json::from_slice(&stored).ok()
+}
+
+/// Keeps the backoff, newest first; older ones that were not written yet do not matter.
+pub(super) async fn keep(journal: Journal, mut backoff: watch::Receiver<Option<Saved>>) {
+    while backoff.changed().await.is_ok() {
+        let saved = *backoff.borrow_and_update();
+        if let Err(error) = write(&journal, saved).await {
+            tracing::warn!(%error, "the backoff is not kept across a restart");
+        }
+    }
+}
+
+/// A clean stop leaves no backoff, as the operations guide promises.
+pub(super) async fn clear(core: &Core) -> Result<(), StoreError> {
+    write(&core.journal, None).await
+}
+
+async fn write(journal: &Journal, saved: Option<Saved>) -> Result<(), StoreError> {
+    let value = saved.and_then(|saved| serde_json::to_vec(&saved).ok()).unwrap_or_default();
+    journal.set_cursor(CURSOR, value).await
+}

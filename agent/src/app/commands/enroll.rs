@@ -1,0 +1,123 @@
+//! `enroll`: the options become one errand, whose outcome is told in full.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use jtntctl::{Exit, Failure, Io};
+use zeroize::Zeroizing;
+
+use super::{config::failure, print};
+use crate::{
+    app::cli::Enroll,
+    config::{Config, Environment, load_or_default, merged},
+    enrol::{self, ConfigFile, Deps, EnrolError, Enrolled, HubCa, Options, RootPin, host_facts},
+    hub::Address,
+    identity::RootSource,
+    overview::VERSION,
+    runtime::{
+        clock::SystemClock,
+        durable,
+        entropy::SystemEntropy,
+        lock::{Lock, LockError},
+    },
+    telemetry::metrics::Metrics,
+};
+
+/// A token is a short text; a file that holds more than this is none.
+const MAX_TOKEN_BYTES: u64 = 4096;
+
+pub(in crate::app) async fn run(
+    asked: Enroll,
+    path: PathBuf,
+    environment: Environment,
+    io: &mut Io,
+) -> Result<Exit, Failure> {
+    let before = load_or_default(&path).map_err(|e| failure(&e))?;
+    let token = token(&asked, environment)?;
+    let hub = Address::hub(&asked.hub).map_err(|e| {
+        Failure::new(Exit::Usage, "use --hub", e.to_string())
+            .advise("--hub https://hub.example.com:8443")
+    })?;
+    let proxy = before.hub_proxy.as_deref().map(Address::proxy).transpose();
+    let proxy = proxy.map_err(|e| Failure::new(Exit::Usage, "use hub_proxy", e.to_string()))?;
+    let labels: BTreeMap<_, _> = asked.labels.into_iter().collect();
+    let content = merged(&path, Some(&hub.to_string()), &labels).map_err(|e| failure(&e))?;
+    let mut all_labels = before.labels.clone();
+    all_labels.extend(labels);
+    let options = Options {
+        data_dir: before.data_dir.clone(),
+        hub,
+        proxy,
+        token,
+        root: match (asked.root.root, asked.root.root_sha256) {
+            (Some(file), _) => RootPin::File(file),
+            (None, Some(hash)) => RootPin::Sha256(hash),
+            (None, None) => RootPin::TrustHub,
+        },
+        hub_ca: asked.hub_ca.map(HubCa::File).or(asked.hub_ca_sha256.map(HubCa::Sha256)),
+        labels: all_labels,
+        host: host_facts(VERSION),
+        config: Some(ConfigFile { path, content }),
+        force: asked.force,
+    };
+    let metrics = Metrics::new(VERSION)
+        .map_err(|e| Failure::new(Exit::Io, "make the metrics", e.to_string()))?;
+    let deps = Deps { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy), metrics };
+    let enrolled = Box::pin(enrol::enroll(options, deps)).await.map_err(|e| of_enrol(&e))?;
+    print(io, &told(&enrolled, &before))
+}
+
+fn token(asked: &Enroll, environment: Environment) -> Result<Zeroizing<String>, Failure> {
+    let given = match (&asked.token, &asked.token_file) {
+        (Some(token), _) => Some(token.clone()),
+        (None, Some(file)) => {
+            let what = format!("read the token in {}", file.display());
+            let bytes = durable::read(file, MAX_TOKEN_BYTES)
+                .map_err(|e| crate::app::core::of_io(&what, &e))?;
+            let text = String::from_utf8(bytes)
+                .map_err(|_e| Failure::new(Exit::Usage, what, "it is not text"))?;
+            Some(text)
+        }
+        (None, None) => environment.enroll_token,
+    };
+    let token = given.map(|text| Zeroizing::new(text.trim().to_owned()));
+    token.filter(|token| !token.is_empty()).ok_or_else(|| {
+        Failure::new(Exit::Usage, "enrol", "there is no token")
+            .advise("--token-file FILE, or JTNT_ENROLL_TOKEN; the hub's operator has one for you")
+    })
+}
+
+/// Local faults and hubs that cannot be reached are told apart from a hub that says no.
+fn of_enrol(error: &EnrolError) -> Failure {
+    let exit = match error.reason.as_ref() {
+        "STORAGE" | "UNPLACED" | "UNRECORDED" | "AUDIT_KEY" | "TLS_KEY" => Exit::Io,
+        _ => Exit::No,
+    };
+    let mut failure = Failure::new(exit, "enrol", error.message.clone()).advise(error.advice);
+    failure.reason = Some(error.reason.to_string());
+    failure
+}
+
+fn told(enrolled: &Enrolled, config: &Config) -> String {
+    let source = match enrolled.root_source {
+        RootSource::Pinned => "from outside the hub",
+        RootSource::TrustedHub => {
+            "FROM THE HUB ITSELF: whoever runs the hub can sign anything; for trials only"
+        }
+    };
+    let running =
+        matches!(Lock::take(&config.paths().lock(), "enrolment"), Err(LockError::Held { .. }));
+    let next = if running {
+        "The running agent takes it up within two seconds: jtntctl status --watch"
+    } else {
+        "Start the agent: sudo jtnt-agent service start, or jtnt-agent run in the foreground"
+    };
+    format!(
+        "Enrolled.\n\nAgent        {}\nCertificate  {}, valid until {}\nRoot         version {}, \
+         {source}\n             sha256 {}\n\n{next}\n",
+        enrolled.agent_id,
+        enrolled.cert.serial,
+        enrolled.cert.not_after,
+        enrolled.root_version,
+        enrolled.root_sha256,
+    )
+}

@@ -1,0 +1,20 @@
+//! The agent's own commands, one file each.
+
+pub(super) mod clock;
+pub(super) mod config;
+pub(super) mod enroll;
+pub(super) mod service;
+pub(super) mod unenroll;
+
+use std::io;
+
+use jtntctl::{Exit, Failure, Io};
+
+/// Prints; whoever closed the pipe has seen enough.
+fn print(io: &mut Io, text: &str) -> Result<Exit, Failure> {
+    match io.print(text.as_bytes()) {
+        Ok(()) => Ok(Exit::Done),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
+        Err(error) => Err(Failure::new(Exit::Io, "write the output", error.to_string())),
+    }
+}

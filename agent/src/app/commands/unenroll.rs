@@ -1,0 +1,41 @@
+//! `unenroll`: the identity goes, what proves the past stays.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use jtnt_proto::audit::{Event, Status};
+use jtntctl::{Exit, Failure, Io};
+
+use super::{config::failure, print};
+use crate::{
+    app::core::{Core, of_io},
+    audit::Record,
+    config::{load_or_default, merged},
+    identity::{self, Paths},
+    runtime::durable,
+};
+
+pub(in crate::app) async fn run(path: PathBuf, io: &mut Io) -> Result<Exit, Failure> {
+    let config = load_or_default(&path).map_err(|e| failure(&e))?;
+    let without = merged(&path, None, &BTreeMap::new()).map_err(|e| failure(&e))?;
+    let core = Box::pin(Core::open(config, path.clone(), "unenroll")).await?;
+    if matches!(&*core.published.identity.borrow(), Err(identity::IdentityError::NotEnrolled)) {
+        return Err(Failure::new(Exit::No, "unenrol", "this agent is not enrolled"));
+    }
+    let mut record = Record::of(Event::Enrollment).detail("action", "unenroll");
+    (record.status, record.origin) = (Some(Status::Success), Some("local"));
+    record.object.clone_from(&core.config.hub_url);
+    let recorded = core.audit.append(record).await;
+    recorded.map_err(|e| Failure::new(Exit::Io, "record that the agent leaves", e.to_string()))?;
+    let paths = Paths { data_dir: core.config.data_dir.clone() };
+    identity::remove(&paths).map_err(|e| of_io("remove the identity", &e))?;
+    durable::remove(&core.config.paths().policy()).map_err(|e| of_io("remove the policy", &e))?;
+    if path.exists() {
+        durable::replace(&path, &without, durable::PUBLIC)
+            .map_err(|e| of_io(&format!("write {}", path.display()), &e))?;
+    }
+    let kept = paths.data_dir.display();
+    print(
+        io,
+        &format!("This agent has left its hub. The audit log and its key stay below {kept}.\n"),
+    )
+}

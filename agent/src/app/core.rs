@@ -1,0 +1,291 @@
+//! What every process that may write the agent's state is made of, daemon or not. Whoever has it
+//! holds the lock of the data folder.
+
+use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, tz::TimeZone};
+use jtntctl::{Exit, Failure};
+use tokio::sync::watch;
+
+use super::published::Published;
+use crate::{
+    audit::{self, Audit},
+    config::Config,
+    gate::{self, Gate},
+    heartbeat::HeartbeatStatus,
+    hub::HubError,
+    identity,
+    jobs::{self, Jobs, Work},
+    overview::{Overview, Sources, VERSION},
+    platform::{host, process::PlainLauncher, users},
+    policy::{self, Keeper, Offer, PolicyKeeper, Source},
+    runtime::{
+        clock::{SharedClock, SystemClock},
+        durable,
+        entropy::{SharedEntropy, SystemEntropy},
+        lock::{Lock, LockError},
+        tasks::{Essential, Tasks},
+    },
+    store::{Journal, time::TrustedTime},
+    telemetry::metrics::Metrics,
+};
+
+/// Jobs that may wait.
+const QUEUE: usize = 1000;
+/// Between the polite signal and the last one: a stop of the agent has five seconds in all.
+const GRACE: Duration = Duration::from_secs(3);
+/// What a package or a service manager has of the agent, and no job may touch.
+const PROTECTED: [&str; 6] = [
+    "/etc/systemd/system/jtnt-agent.service",
+    "/etc/systemd/system/jtnt-agent.service.d",
+    "/usr/lib/systemd/system/jtnt-agent.service",
+    "/usr/lib/jtnt-agent",
+    "/usr/bin/jtnt-agent",
+    "/usr/bin/jtntctl",
+];
+
+/// The parts, put together and not yet at work.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) config: Config,
+    pub(super) path: PathBuf,
+    pub(super) clock: SharedClock,
+    pub(super) entropy: SharedEntropy,
+    pub(super) zone: TimeZone,
+    pub(super) metrics: Metrics,
+    pub(super) tasks: Tasks,
+    pub(super) essential: Essential,
+    pub(super) agent_id: String,
+    pub(super) audit: Audit,
+    pub(super) journal: Journal,
+    pub(super) time: TrustedTime,
+    pub(super) published: Arc<Published>,
+    pub(super) keeper: PolicyKeeper,
+    pub(super) jobs: Jobs,
+    pub(super) heartbeat: watch::Sender<HeartbeatStatus>,
+    pub(super) ready: watch::Sender<bool>,
+    pub(super) overview: Overview,
+    pub(super) work: Option<(Keeper, Work)>,
+    _held: Held,
+}
+
+/// The data folder, for this process alone.
+#[derive(Debug)]
+pub(super) struct Held {
+    _lock: Lock,
+}
+
+impl Held {
+    /// Makes the folders, checks whose they are, and takes the lock. `who` is what others read
+    /// who find it taken.
+    pub(super) fn take(config: &Config, who: &str) -> Result<Self, Failure> {
+        let failed = |what: String, why: String| Failure::new(Exit::Io, what, why);
+        for (dir, mode) in [(&config.data_dir, 0o755), (&config.state_dir, 0o700)] {
+            durable::create_dir(dir, mode)
+                .map_err(|e| of_io(&format!("make the folder {}", dir.display()), &e))?;
+            host::owned(dir, users::own_uid())
+                .map_err(|e| failed(format!("use {}", dir.display()), e.to_string()))?;
+        }
+        let who = format!("jtnt-agent {who} (pid {})", std::process::id());
+        match Lock::take(&config.paths().lock(), &who) {
+            Ok(lock) => Ok(Self { _lock: lock }),
+            Err(LockError::Io { path, source }) => {
+                Err(of_io(&format!("lock {}", path.display()), &source))
+            }
+            Err(held @ LockError::Held { .. }) => {
+                let what = format!("use {}", config.data_dir.display());
+                let advice = "stop that process first (sudo jtnt-agent service stop), or give \
+                              each agent a data_dir of its own";
+                Err(failed(what, held.to_string()).advise(advice))
+            }
+        }
+    }
+}
+
+/// A failure of the file system, with the exit code that fits it.
+pub(super) fn of_io(what: &str, error: &std::io::Error) -> Failure {
+    let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+    if denied {
+        return Failure::new(Exit::Denied, what, error.to_string()).advise("use sudo");
+    }
+    Failure::new(Exit::Io, what, error.to_string())
+}
+
+/// Opens the audit log under the agent's key; the agent's id follows from that key.
+pub(super) fn open_audit(
+    config: &Config,
+    zone: &TimeZone,
+    clock: &SharedClock,
+    entropy: &SharedEntropy,
+) -> Result<(String, Audit), Failure> {
+    let failed = |why: String| Failure::new(Exit::Io, "open the audit log", why);
+    let paths = identity::Paths { data_dir: config.data_dir.clone() };
+    let key = identity::audit_key(&paths, entropy.as_ref()).map_err(|e| failed(e.to_string()))?;
+    let agent_id = jtnt_proto::identity::agent_id(&key.public_key());
+    let log = audit::Config {
+        dir: config.paths().audit(),
+        agent_id: agent_id.clone(),
+        retention_days: config.audit_retention_days,
+        zone: zone.clone(),
+    };
+    let audit =
+        Audit::open(log, key, Arc::clone(clock), entropy.as_ref()).map_err(|e| failed(e.0))?;
+    Ok((agent_id, audit))
+}
+
+impl Core {
+    /// Puts the parts together.
+    pub(super) async fn open(config: Config, path: PathBuf, who: &str) -> Result<Self, Failure> {
+        let held = Held::take(&config, who)?;
+        let clock: SharedClock = Arc::new(SystemClock);
+        let entropy: SharedEntropy = Arc::new(SystemEntropy);
+        let zone = TimeZone::system();
+        let metrics = Metrics::new(VERSION)
+            .map_err(|e| Failure::new(Exit::Io, "make the metrics", e.to_string()))?;
+        let (tasks, essential) = Tasks::new();
+        let (agent_id, audit) = open_audit(&config, &zone, &clock, &entropy)?;
+        let store = |e: crate::store::StoreError| Failure::new(Exit::Io, "open the journal", e.0);
+        let journal =
+            Journal::open(&config.paths().journal(), Arc::clone(&clock)).map_err(store)?;
+        let time = TrustedTime::load(journal.clone(), Arc::clone(&clock)).map_err(store)?;
+        let published = Published::new(&config, metrics.clone(), Arc::clone(&clock));
+        published.refresh(&config).await;
+        let (keeper_task, keeper, policy) = policy::keeper(policy::Config {
+            data_dir: config.data_dir.clone(),
+            agent_id: agent_id.clone(),
+            labels: published.labels.subscribe(),
+            keyring: published.keyring.subscribe(),
+            source: source(&published),
+            time: time.clone(),
+            audit: audit.clone(),
+            entropy: Arc::clone(&entropy),
+            metrics: metrics.clone(),
+        });
+        let gate = Gate::new(policy.clone(), gate_config(&config, &path));
+        let (jobs, work) = Jobs::build(
+            jobs::Deps {
+                agent_id: agent_id.clone(),
+                state_dir: config.state_dir.clone(),
+                journal: journal.clone(),
+                audit: audit.clone(),
+                time: time.clone(),
+                clock: Arc::clone(&clock),
+                entropy: Arc::clone(&entropy),
+                keyring: published.keyring.subscribe(),
+                policy: policy.clone(),
+                gate: gate.clone(),
+                link: published.link.subscribe(),
+                metrics: metrics.clone(),
+                tasks: tasks.clone(),
+                launcher: Arc::new(PlainLauncher),
+            },
+            jobs_config(&config),
+        );
+        let (heartbeat, ready) =
+            (watch::Sender::new(HeartbeatStatus::default()), watch::Sender::new(false));
+        let overview = Overview::new(Sources {
+            agent_id: agent_id.clone(),
+            data_dir: config.data_dir.clone(),
+            zone: zone.clone(),
+            clock: Arc::clone(&clock),
+            time: time.clone(),
+            identity: published.identity.subscribe(),
+            hub_url: published.hub_url.subscribe(),
+            labels: published.labels.subscribe(),
+            heartbeat: heartbeat.subscribe(),
+            link: published.link.subscribe(),
+            policy,
+            keeper: keeper.clone(),
+            gate,
+            journal: journal.clone(),
+            audit: audit.clone(),
+            metrics: metrics.clone(),
+            ready: ready.subscribe(),
+        });
+        Ok(Self {
+            config,
+            path,
+            clock,
+            entropy,
+            zone,
+            metrics,
+            tasks,
+            essential,
+            agent_id,
+            audit,
+            journal,
+            time,
+            published,
+            keeper,
+            jobs,
+            heartbeat,
+            ready,
+            overview,
+            work: Some((keeper_task, work)),
+            _held: held,
+        })
+    }
+}
+
+/// The hub, as the policy's keeper sees it.
+fn source(published: &Arc<Published>) -> Source {
+    let (policy, root) = (published.link.subscribe(), published.link.subscribe());
+    let adopt = Arc::clone(published);
+    let nobody = || "not connected to a hub".to_owned();
+    Source {
+        policy: Box::new(move |etag| {
+            let hub = policy.borrow().clone();
+            Box::pin(async move {
+                match hub.ok_or_else(nobody)?.policy(etag.as_deref()).await {
+                    Ok(None) => Ok(Offer::Same),
+                    Ok(Some((envelope, etag))) => Ok(Offer::Policy(Box::new(envelope), etag)),
+                    Err(HubError::Refused { status: 404, .. }) => Ok(Offer::Nothing),
+                    Err(error) => Err(error.to_string()),
+                }
+            })
+        }),
+        root: Box::new(move |version| {
+            let hub = root.borrow().clone();
+            Box::pin(async move {
+                match hub.ok_or_else(nobody)?.root(version).await {
+                    Ok(root) => Ok(Some(root)),
+                    Err(HubError::Refused { status: 404, .. }) => Ok(None),
+                    Err(error) => Err(error.to_string()),
+                }
+            })
+        }),
+        adopt_root: Box::new(move |keyring| adopt.adopt(keyring)),
+    }
+}
+
+fn gate_config(config: &Config, path: &std::path::Path) -> gate::Config {
+    let mut protected: Vec<PathBuf> = PROTECTED.iter().map(PathBuf::from).collect();
+    protected.extend([
+        config.data_dir.clone(),
+        config.state_dir.clone(),
+        config.install_dir.clone(),
+        config.admin_socket.clone(),
+        path.to_owned(),
+    ]);
+    protected.extend(std::env::current_exe().ok());
+    gate::Config { protected, require_enforcement: config.require_enforcement }
+}
+
+fn jobs_config(config: &Config) -> jobs::Config {
+    let hours = i64::try_from(config.result_cache_max_age_hours).unwrap_or(i64::MAX);
+    let defaults = jobs::Config::default();
+    jobs::Config {
+        max_concurrent: usize::try_from(config.max_concurrent_jobs).unwrap_or(1),
+        queue: QUEUE,
+        uid_range: uid_range(&config.job_uid_range).unwrap_or(defaults.uid_range),
+        cache_max_bytes: config.result_cache_max_bytes,
+        cache_max_age: SignedDuration::from_hours(hours.min(87_660)),
+        grace: GRACE,
+    }
+}
+
+/// `FIRST-LAST`, as the configuration has checked it.
+fn uid_range(text: &str) -> Option<RangeInclusive<u32>> {
+    let (first, last) = text.split_once('-')?;
+    Some(first.parse().ok()?..=last.parse().ok()?)
+}

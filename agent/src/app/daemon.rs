@@ -1,0 +1,293 @@
+//! `run`: the daemon. What it consists of reads as a list; it ends on a signal or when a part ends
+//! that it cannot do without.
+
+use std::{path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+
+use jiff::civil::Time;
+use jtnt_proto::audit::{Event, Status};
+use jtntctl::{Exit, Failure};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    time::sleep,
+};
+
+use super::{beat, commands, core::Core, enrolments::Enrolments, reload::Reloader};
+use crate::{
+    admin::{Admin, Deps},
+    audit::Record,
+    config::{Config, Environment, load_or_default},
+    domain::backoff::Backoff,
+    heartbeat,
+    overview::{Overview, VERSION},
+    platform::{holder, host, notify::Notify, process},
+    runtime::tasks::Class,
+    telemetry::{
+        http::{self, Endpoint, Pages},
+        log::{self, LogLevel},
+    },
+    timetable::{self, Daily},
+};
+
+/// A stop has five seconds: most of them for what runs, the rest for the last records.
+const DRAIN: Duration = Duration::from_millis(4500);
+/// How much of the trusted time a power cut may cost.
+const SAVE_TIME: Duration = Duration::from_mins(2);
+/// The audit log's retention is looked after at this local time.
+const AUDIT_CLEAN_AT: Time = Time::constant(2, 30, 0, 0);
+
+/// Runs the agent.
+pub(super) async fn run(path: PathBuf, environment: Environment) -> Result<Exit, Failure> {
+    let config = load_or_default(&path).map_err(|e| commands::config::failure(&e))?;
+    let log = log::init(config.log_level, config.log_format);
+    host::no_core_dumps().map_err(|e| failed("switch core dumps off", e))?;
+    // Signals are heard from here on, so that none ends the agent half-way.
+    let mut signals = Signals::new().map_err(|e| failed("listen for signals", e))?;
+    let notify = Notify::new(environment.notify_socket.as_deref())
+        .map_err(|e| failed("reach the service manager", e))?;
+    let mut core = Box::pin(Core::open(config, path, "run")).await?;
+    let reloader = Reloader::new(
+        (core.path.clone(), core.config.clone()),
+        Arc::clone(&core.published),
+        log.clone(),
+        core.audit.clone(),
+    );
+    record_start(&core).await;
+    spawn_work(&mut core, &reloader);
+    spawn_upkeep(&core, environment.watchdog, environment.notify_socket.as_deref());
+    serve_pages(&core).await;
+    let admin = Admin::new(admin_deps(&core, &reloader, log)).await;
+    let admin = admin.map_err(|e| failed("make the admin API", e))?;
+    admin.listen(&core.config.admin_socket).map_err(|e| failed("listen for commands", e))?;
+    core.ready.send_replace(true);
+    notify.ready();
+    tracing::info!(version = VERSION, agent_id = core.agent_id, "ready");
+    let why = until_end(&mut core, &mut signals, &reloader, &notify).await;
+    notify.stopping();
+    stop(core, why).await
+}
+
+fn failed(what: &str, why: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Io, what, why.to_string())
+}
+
+/// Why the agent stops.
+enum Why {
+    Asked(&'static str),
+    Lost(&'static str),
+}
+
+async fn until_end(
+    core: &mut Core,
+    signals: &mut Signals,
+    reloader: &Reloader,
+    notify: &Notify,
+) -> Why {
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return Why::Asked("SIGTERM"),
+            _ = signals.interrupt.recv() => return Why::Asked("SIGINT"),
+            name = core.essential.ended() => return Why::Lost(name),
+            _ = signals.hangup.recv() => {
+                notify.reloading();
+                if let Err(error) = reloader.reload().await {
+                    tracing::error!("{error}; the configuration before it stays in force");
+                }
+                notify.ready();
+            }
+        }
+    }
+}
+
+async fn record_start(core: &Core) {
+    let mut record = Record::of(Event::Startup)
+        .detail("version", VERSION)
+        .detail("pid", std::process::id())
+        .detail("boot_id", process::boot_id().unwrap_or_default());
+    (record.status, record.origin) = (Some(Status::Success), Some("agent"));
+    if let Err(error) = core.audit.append(record).await {
+        tracing::error!(%error, "no job starts until the audit log can be written");
+    }
+}
+
+/// The agent's work: identity, heartbeat, policy, jobs.
+fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
+    let (tasks, stop) = (core.tasks.clone(), core.tasks.shutdown());
+    let enrolments = Enrolments {
+        data_dir: core.config.data_dir.clone(),
+        journal: core.journal.clone(),
+        audit: core.audit.clone(),
+        metrics: core.metrics.clone(),
+        published: Arc::clone(&core.published),
+        reloader: Arc::clone(reloader),
+    };
+    tasks.spawn("enrolments", Class::Essential, enrolments.run(stop.clone()));
+    if let Some((keeper, work)) = core.work.take() {
+        tasks.spawn("policy", Class::Essential, keeper.run(stop.clone()));
+        tasks.spawn("jobs", Class::Essential, work.run(stop.clone()));
+    }
+    let (backoff, kept) = watch::channel(None);
+    let (base, max) = (core.config.retry_base_seconds, core.config.retry_max_seconds);
+    let deps = heartbeat::Deps {
+        interval: Duration::from_secs(core.config.heartbeat_interval_seconds),
+        backoff: Backoff::new(Duration::from_secs(base), Duration::from_secs(max)),
+        saved: beat::saved(&core.journal),
+        facts: beat::facts(core.overview.clone()),
+        answered: beat::answered(core.overview.clone(), core.keeper.clone(), core.jobs.clone()),
+        remember: move |saved| {
+            backoff.send_replace(saved);
+        },
+        status: core.heartbeat.clone(),
+        clock: Arc::clone(&core.clock),
+        entropy: Arc::clone(&core.entropy),
+        metrics: core.metrics.clone(),
+    };
+    let beat = heartbeat::run(deps, core.published.link.subscribe(), stop);
+    tasks.spawn("heartbeat", Class::Essential, beat);
+    // It ends when the heartbeat does, having written the last word.
+    tasks.spawn("backoff", Class::OneShot, beat::keep(core.journal.clone(), kept));
+}
+
+/// What looks after the agent itself.
+fn spawn_upkeep(core: &Core, watchdog: Option<Duration>, socket: Option<&str>) {
+    let (tasks, stop) = (&core.tasks, core.tasks.shutdown());
+    let deps = timetable::Deps {
+        agent_id: core.agent_id.clone(),
+        journal: core.journal.clone(),
+        clock: Arc::clone(&core.clock),
+        zone: core.zone.clone(),
+    };
+    let daily = vec![cert_check(&core.config, &core.overview), audit_clean(core)];
+    tasks.spawn("timetable", Class::Essential, timetable::run(deps, daily, stop.clone()));
+    let (time, own) = (core.time.clone(), stop.clone());
+    tasks.spawn("time mark", Class::Essential, async move {
+        loop {
+            tokio::select! {
+                () = sleep(SAVE_TIME) => {}
+                () = own.cancelled() => return,
+            }
+            if let Err(error) = time.save().await {
+                tracing::warn!(%error, "the mark of time is not durable");
+            }
+        }
+    });
+    if let (Some(every), Ok(notify)) = (watchdog, Notify::new(socket)) {
+        tasks.spawn("watchdog", Class::Essential, async move {
+            while !stop.is_cancelled() {
+                notify.watchdog();
+                tokio::select! {
+                    () = sleep(every) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        });
+    }
+}
+
+type Done = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+fn cert_check(config: &Config, overview: &Overview) -> Daily {
+    let at = config.cert_check_time.parse().unwrap_or(Time::constant(3, 0, 0, 0));
+    let overview = overview.clone();
+    let work = Box::new(move || -> Done {
+        let check = overview.health().checks.certificates;
+        tracing::info!(status = check.status.word(), "daily cert check: {}", check.message);
+        Box::pin(std::future::ready(()))
+    });
+    Daily { name: "cert-check", at, splay: Duration::ZERO, work }
+}
+
+fn audit_clean(core: &Core) -> Daily {
+    let audit = core.audit.clone();
+    let work = Box::new(move || -> Done {
+        let audit = audit.clone();
+        Box::pin(async move {
+            match audit.clean().await {
+                Ok(cleaned) => tracing::info!(files = ?cleaned.files, "audit log cleaned"),
+                Err(error) => tracing::error!(%error, "old audit files were not removed"),
+            }
+        })
+    });
+    Daily { name: "audit-clean", at: AUDIT_CLEAN_AT, splay: Duration::ZERO, work }
+}
+
+/// The two loopback endpoints. A taken port is said and tried again, never a reason not to start.
+async fn serve_pages(core: &Core) {
+    let (metrics, health) = (core.overview.clone(), core.overview.clone());
+    let metrics: Pages = Arc::new(move |path| metrics.metrics_page(path));
+    let health: Pages = Arc::new(move |path| health.health_page(path));
+    for (setting, address, pages) in [
+        ("metrics_listen", core.config.metrics_listen, metrics),
+        ("health_listen", core.config.health_listen, health),
+    ] {
+        let endpoint = Endpoint { setting, address, pages, holder: holder::of_port };
+        http::start(&core.tasks, endpoint).await;
+    }
+}
+
+fn admin_deps(core: &Core, reloader: &Arc<Reloader>, log: LogLevel) -> Deps {
+    let own = Arc::clone(reloader);
+    Deps {
+        overview: core.overview.clone(),
+        jobs: core.jobs.clone(),
+        authz: reloader.authz(),
+        log,
+        reload: Arc::new(move || {
+            let own = Arc::clone(&own);
+            Box::pin(async move { own.reload().await })
+        }),
+        audit_dir: core.config.paths().audit(),
+        tasks: core.tasks.clone(),
+    }
+}
+
+/// Ends every task within the bound, then writes the last records.
+async fn stop(core: Core, why: Why) -> Result<Exit, Failure> {
+    core.ready.send_replace(false);
+    let (status, reason, exit) = match why {
+        Why::Asked(signal) => (Status::Success, signal.to_owned(), Exit::Done),
+        Why::Lost(task) => (Status::Error, format!("the task {task} ended"), Exit::Io),
+    };
+    tracing::info!(reason, "stopping");
+    let late = core.tasks.drain(DRAIN).await;
+    if !late.is_empty() {
+        tracing::warn!(?late, "tasks were ended that did not end by themselves");
+    }
+    let mut record = Record::of(Event::Shutdown).detail("reason", reason.clone());
+    if !late.is_empty() {
+        record = record.detail("cut_short", late);
+    }
+    (record.status, record.origin) = (Some(status), Some("agent"));
+    if let Err(error) = core.audit.append(record).await {
+        tracing::error!(%error, "the stop is not in the audit log");
+    }
+    let saved = core.time.save().await;
+    let cleared = if exit == Exit::Done { beat::clear(&core).await } else { Ok(()) };
+    if let Err(error) = saved.and(cleared) {
+        tracing::error!(%error, "the journal did not take the last records");
+    }
+    match exit {
+        Exit::Done => Ok(exit),
+        _ => {
+            Err(failed("go on", reason)
+                .advise("look at the log above; the agent can be started again"))
+        }
+    }
+}
+
+/// The signals that mean something to the agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}

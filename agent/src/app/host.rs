@@ -1,0 +1,120 @@
+//! The agent's own program as a client: where no daemon answers, the commands that an operator
+//! needs most work on the files themselves, by the same services over a pipe.
+
+use std::{cell::RefCell, path::PathBuf, sync::Arc, time::Duration};
+
+use clap::CommandFactory as _;
+use jtntctl::{
+    Channel, Command, Exit, Failure, Global, Host,
+    cli::{Audit, Cache, Cert, Jobs, Policy},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{cli::Cli, core::Core, reload::Reloader};
+use crate::{
+    admin::{Admin, Deps},
+    config::load_or_default,
+    platform::{peer::Peer, users},
+    runtime::tasks::Class,
+    telemetry::log::LogLevel,
+};
+
+const PIPE_BYTES: usize = 64 * 1024;
+const END: Duration = Duration::from_secs(5);
+
+/// How a command reaches the services.
+#[derive(Debug)]
+pub(super) struct AgentHost {
+    config: PathBuf,
+    alone: bool,
+    core: RefCell<Option<Core>>,
+}
+
+/// Whether a command makes sense without a daemon.
+const fn works_alone(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Cert(Cert::Check | Cert::Plan)
+            | Command::Audit(Audit::List { .. } | Audit::Verify { .. } | Audit::Clean)
+            | Command::Cache(Cache::Status | Cache::Clean)
+            | Command::Jobs(Jobs::List { .. } | Jobs::Show { .. } | Jobs::Logs { .. })
+            | Command::Policy(
+                Policy::Show
+                    | Policy::CheckExec { .. }
+                    | Policy::CheckScript { .. }
+                    | Policy::CheckFile { .. }
+            )
+    )
+}
+
+impl AgentHost {
+    pub(super) fn new(command: &Command, config: PathBuf) -> Self {
+        Self { config, alone: works_alone(command), core: RefCell::new(None) }
+    }
+
+    /// Ends what was started for a command without a daemon.
+    pub(super) async fn end(self) {
+        if let Some(core) = self.core.into_inner() {
+            // Nothing of it does more than answer.
+            let _late = core.tasks.drain(END).await;
+        }
+    }
+
+    async fn alone(&self) -> Result<Channel, Failure> {
+        let config =
+            load_or_default(&self.config).map_err(|e| super::commands::config::failure(&e))?;
+        if !config.data_dir.is_dir() {
+            let why = "no daemon answers, and this machine has no agent's data";
+            return Err(Failure::new(Exit::Unreachable, "reach the agent", why)
+                .advise("is it installed and enrolled? See jtnt-agent enroll --help"));
+        }
+        let mut core = Core::open(config, self.config.clone(), "command").await?;
+        if let Some((keeper, _)) = core.work.take() {
+            // With a stop that has come already it puts the stored policy in force, and ends.
+            let stopped = CancellationToken::new();
+            stopped.cancel();
+            keeper.run(stopped).await;
+        }
+        let log = LogLevel::detached(core.config.log_level);
+        let reloader = Reloader::new(
+            (core.path.clone(), core.config.clone()),
+            Arc::clone(&core.published),
+            log.clone(),
+            core.audit.clone(),
+        );
+        let admin = Admin::new(Deps {
+            overview: core.overview.clone(),
+            jobs: core.jobs.clone(),
+            authz: reloader.authz(),
+            log,
+            reload: Arc::new(|| {
+                Box::pin(std::future::ready(Err("no daemon is running".to_owned())))
+            }),
+            audit_dir: core.config.paths().audit(),
+            tasks: core.tasks.clone(),
+        });
+        let admin = admin.await.map_err(|e| Failure::new(Exit::Io, "open the services", e))?;
+        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        let me = Peer { uid: users::own_uid(), pid: Some(std::process::id()), groups: Vec::new() };
+        core.tasks.spawn("command", Class::OneShot, async move {
+            admin.serve(theirs, me).await;
+        });
+        self.core.replace(Some(core));
+        jtntctl::over(ours, "the agent's files").await
+    }
+}
+
+impl Host for AgentHost {
+    async fn connect(&self, global: &Global) -> Result<Channel, Failure> {
+        match global.socket.connect().await {
+            Err(failure) if failure.exit == Exit::Unreachable && self.alone => {
+                Box::pin(self.alone()).await
+            }
+            other => other,
+        }
+    }
+
+    fn command_line(&self) -> clap::Command {
+        Cli::command()
+    }
+}
