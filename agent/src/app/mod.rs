@@ -77,3 +77,6 @@ fn complain(io: &mut Io, failure: &Failure) -> Exit {
         Ok(()) | Err(_) => failure.exit,
     }
 }
+
+#[cfg(test)]
+mod tests;
