@@ -199,8 +199,12 @@ impl Core {
 
 impl Base {
     fn new(config: Config, path: PathBuf) -> Result<(Self, Essential), Failure> {
-        let metrics = Metrics::new(VERSION)
-            .map_err(|e| Failure::new(Exit::Io, "make the metrics", e.to_string()))?;
+        let failed =
+            |e: prometheus::Error| Failure::new(Exit::Io, "make the metrics", e.to_string());
+        let metrics = Metrics::new(VERSION).map_err(failed)?;
+        if let Some(own) = host::process_collector() {
+            metrics.registry.register(own).map_err(failed)?;
+        }
         let (tasks, essential) = Tasks::new();
         let base = Self {
             config,

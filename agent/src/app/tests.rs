@@ -134,8 +134,7 @@ async fn each_role_may_call_what_its_table_says_and_nothing_else() {
             let code = answer.as_ref().err().map(Status::code);
             let (what, needed) = (method.path, method.role);
             if role >= needed {
-                let let_in =
-                    !matches!(code, Some(Code::PermissionDenied | Code::Unimplemented));
+                let let_in = !matches!(code, Some(Code::PermissionDenied | Code::Unimplemented));
                 assert!(let_in, "{role} at {what}: {answer:?}");
             } else {
                 assert_eq!(code, Some(Code::PermissionDenied), "{role} at {what}");
@@ -181,7 +180,9 @@ async fn each_change_is_recorded_with_its_caller_and_a_refused_one_is_not() {
     let changes: Vec<_> = METHODS.iter().filter(|m| m.trail == Trail::Change).collect();
     for change in &changes {
         let _refused = agent.call(STRANGER, change).await.unwrap_err();
-        assert!(agent.recorded("admin_call").await.iter().all(|line| line["command"] != change.path));
+        assert!(
+            agent.recorded("admin_call").await.iter().all(|line| line["command"] != change.path)
+        );
         let _whatever_it_said = agent.call(ADMINS, change).await;
     }
     let lines = agent.recorded("admin_call").await;
