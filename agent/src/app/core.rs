@@ -15,7 +15,7 @@ use crate::{
     heartbeat::HeartbeatStatus,
     hub::HubError,
     identity,
-    jobs::{self, Jobs, Work},
+    jobs::{self, Jobs, Refresh, Work},
     overview::{Overview, Sources, VERSION},
     platform::{host, process::PlainLauncher, users},
     policy::{self, Keeper, Offer, PolicyKeeper, Source},
@@ -157,7 +157,7 @@ impl Core {
         let (keeper_task, keeper, policy) =
             policy::keeper(policy_config(&base, &state, &published));
         let gate = Gate::new(policy.clone(), gate_config(config, &base.path));
-        let deps = jobs_deps(&base, &state, &published, (&policy, &gate));
+        let deps = jobs_deps(&base, &state, &published, (&policy, &gate, &keeper));
         let (jobs, work) = Jobs::build(deps, jobs_config(config));
         let (heartbeat, ready) =
             (watch::Sender::new(HeartbeatStatus::default()), watch::Sender::new(false));
@@ -249,8 +249,9 @@ fn jobs_deps(
     base: &Base,
     state: &State,
     published: &Published,
-    (policy, gate): (&PolicyWatch, &Gate),
+    (policy, gate, keeper): (&PolicyWatch, &Gate, &PolicyKeeper),
 ) -> jobs::Deps {
+    let keeper = keeper.clone();
     jobs::Deps {
         agent_id: state.agent_id.clone(),
         state_dir: base.config.state_dir.clone(),
@@ -266,6 +267,13 @@ fn jobs_deps(
         metrics: base.metrics.clone(),
         tasks: base.tasks.clone(),
         launcher: Arc::new(PlainLauncher),
+        refresh_policy: Refresh(Arc::new(move || {
+            let keeper = keeper.clone();
+            Box::pin(async move {
+                // The keeper says itself what went wrong.
+                let _told = keeper.refresh().await;
+            })
+        })),
     }
 }
 
