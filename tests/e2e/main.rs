@@ -3,6 +3,18 @@
 //! knows helpers of tests.
 
 #[cfg(test)]
+mod bad_answers;
+#[cfg(test)]
+mod bad_clients;
+#[cfg(test)]
+mod bad_config;
+#[cfg(test)]
+mod bad_enrolment;
+#[cfg(test)]
+mod bad_jobs;
+#[cfg(test)]
+mod bad_policy;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
 mod crash;

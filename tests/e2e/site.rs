@@ -1,6 +1,7 @@
 //! A hub whose faults are scripted, in this process, and the home of an agent that is a process.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -156,6 +157,28 @@ impl Site {
     pub(crate) fn audited(&self, id: &str) -> Vec<String> {
         let about = self.audit().into_iter().filter(|line| line["job_id"] == id);
         about.map(|line| line["event"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// What a refusal must leave as it is: configuration, identity, root and policy. Log and journal
+    /// grow with every refusal, as they should, and results of other jobs come and go.
+    pub(crate) fn kept(&self) -> BTreeMap<String, Hash> {
+        let moves = ["audit/", "lock", "attempts", "jobs.redb", "job_results_pending"];
+        let mut kept = BTreeMap::new();
+        let mut folders = vec![self.home.data(), self.home.state()];
+        while let Some(folder) = folders.pop() {
+            let Ok(entries) = fs::read_dir(folder) else { continue };
+            for path in entries.map(|entry| entry.unwrap().path()) {
+                let name = path.strip_prefix(self.home.path()).unwrap().display().to_string();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if !moves.iter().any(|part| name.contains(part)) {
+                    kept.insert(name, Hash::of(&fs::read(path).unwrap()));
+                }
+            }
+        }
+        let config = fs::read(self.home.config()).unwrap();
+        kept.insert("config.json".to_owned(), Hash::of(&config));
+        kept
     }
 }
 
