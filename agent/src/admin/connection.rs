@@ -53,10 +53,7 @@ pub(super) async fn serve<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut first = [0; PREFACE.len()];
-    let seen = match timeout(FIRST_BYTES, preface(&mut stream, &mut first)).await {
-        Ok(Ok(seen)) => seen,
-        Ok(Err(_)) | Err(_) => return,
-    };
+    let Ok(Ok(seen)) = timeout(FIRST_BYTES, preface(&mut stream, &mut first)).await else { return };
     if first.get(..seen) != Some(PREFACE) {
         rules.refusals.count(Why::Protocol, Some(peer.uid), peer.pid, None);
         let _told = timeout(LINGER, turn_away(&mut stream)).await;

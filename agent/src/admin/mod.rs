@@ -166,6 +166,3 @@ impl Admin {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

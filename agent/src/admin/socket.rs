@@ -59,9 +59,9 @@ pub(super) fn bind(path: &Path) -> Result<Socket, String> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(&e)),
         _ => {}
     }
-    let listener = UnixListener::bind(&staged).map_err(|e| match e.kind() {
-        io::ErrorKind::InvalidInput => at(&"the path is too long for a socket (107 bytes)"),
-        _ => at(&e),
+    let listener = UnixListener::bind(&staged).map_err(|e| {
+        let long = e.kind() == io::ErrorKind::InvalidInput;
+        if long { at(&"the path is too long for a socket (107 bytes)") } else { at(&e) }
     })?;
     let placed = fs::set_permissions(&staged, fs::Permissions::from_mode(MODE))
         .and_then(|()| fs::symlink_metadata(&staged))

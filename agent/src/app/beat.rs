@@ -113,7 +113,7 @@ pub(super) async fn keep(journal: Journal, mut backoff: watch::Receiver<Option<S
 
 /// A clean stop leaves no backoff, as the operations guide promises.
 pub(super) async fn clear(core: &Core) -> Result<(), StoreError> {
-    write(&core.journal, None).await
+    write(&core.state.journal, None).await
 }
 
 async fn write(journal: &Journal, saved: Option<Saved>) -> Result<(), StoreError> {

@@ -11,7 +11,7 @@ use super::published::Published;
 use crate::{
     audit::{self, Audit},
     config::Config,
-    gate::{self, Gate},
+    gate::{self, Gate, PolicyWatch},
     heartbeat::HeartbeatStatus,
     hub::HubError,
     identity,
@@ -26,7 +26,7 @@ use crate::{
         lock::{Lock, LockError},
         tasks::{Essential, Tasks},
     },
-    store::{Journal, time::TrustedTime},
+    store::{Journal, StoreError, time::TrustedTime},
     telemetry::metrics::Metrics,
 };
 
@@ -44,9 +44,9 @@ const PROTECTED: [&str; 6] = [
     "/usr/bin/jtntctl",
 ];
 
-/// The parts, put together and not yet at work.
+/// What everything else is made with.
 #[derive(Debug)]
-pub(super) struct Core {
+pub(super) struct Base {
     pub(super) config: Config,
     pub(super) path: PathBuf,
     pub(super) clock: SharedClock,
@@ -54,11 +54,23 @@ pub(super) struct Core {
     pub(super) zone: TimeZone,
     pub(super) metrics: Metrics,
     pub(super) tasks: Tasks,
-    pub(super) essential: Essential,
+}
+
+/// What is on disk, open.
+#[derive(Debug)]
+pub(super) struct State {
     pub(super) agent_id: String,
     pub(super) audit: Audit,
     pub(super) journal: Journal,
     pub(super) time: TrustedTime,
+}
+
+/// The parts, put together and not yet at work.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) base: Base,
+    pub(super) state: State,
+    pub(super) essential: Essential,
     pub(super) published: Arc<Published>,
     pub(super) keeper: PolicyKeeper,
     pub(super) jobs: Jobs,
@@ -137,58 +149,24 @@ impl Core {
     /// Puts the parts together.
     pub(super) async fn open(config: Config, path: PathBuf, who: &str) -> Result<Self, Failure> {
         let held = Held::take(&config, who)?;
-        let clock: SharedClock = Arc::new(SystemClock);
-        let entropy: SharedEntropy = Arc::new(SystemEntropy);
-        let zone = TimeZone::system();
-        let metrics = Metrics::new(VERSION)
-            .map_err(|e| Failure::new(Exit::Io, "make the metrics", e.to_string()))?;
-        let (tasks, essential) = Tasks::new();
-        let (agent_id, audit) = open_audit(&config, &zone, &clock, &entropy)?;
-        let store = |e: crate::store::StoreError| Failure::new(Exit::Io, "open the journal", e.0);
-        let journal =
-            Journal::open(&config.paths().journal(), Arc::clone(&clock)).map_err(store)?;
-        let time = TrustedTime::load(journal.clone(), Arc::clone(&clock)).map_err(store)?;
-        let published = Published::new(&config, metrics.clone(), Arc::clone(&clock));
-        published.refresh(&config).await;
-        let (keeper_task, keeper, policy) = policy::keeper(policy::Config {
-            data_dir: config.data_dir.clone(),
-            agent_id: agent_id.clone(),
-            labels: published.labels.subscribe(),
-            keyring: published.keyring.subscribe(),
-            source: source(&published),
-            time: time.clone(),
-            audit: audit.clone(),
-            entropy: Arc::clone(&entropy),
-            metrics: metrics.clone(),
-        });
-        let gate = Gate::new(policy.clone(), gate_config(&config, &path));
-        let (jobs, work) = Jobs::build(
-            jobs::Deps {
-                agent_id: agent_id.clone(),
-                state_dir: config.state_dir.clone(),
-                journal: journal.clone(),
-                audit: audit.clone(),
-                time: time.clone(),
-                clock: Arc::clone(&clock),
-                entropy: Arc::clone(&entropy),
-                keyring: published.keyring.subscribe(),
-                policy: policy.clone(),
-                gate: gate.clone(),
-                link: published.link.subscribe(),
-                metrics: metrics.clone(),
-                tasks: tasks.clone(),
-                launcher: Arc::new(PlainLauncher),
-            },
-            jobs_config(&config),
-        );
+        let (base, essential) = Base::new(config, path)?;
+        let state = State::open(&base)?;
+        let Base { config, clock, metrics, .. } = &base;
+        let published = Published::new(config, metrics.clone(), Arc::clone(clock));
+        published.refresh(config).await;
+        let (keeper_task, keeper, policy) =
+            policy::keeper(policy_config(&base, &state, &published));
+        let gate = Gate::new(policy.clone(), gate_config(config, &base.path));
+        let deps = jobs_deps(&base, &state, &published, (&policy, &gate));
+        let (jobs, work) = Jobs::build(deps, jobs_config(config));
         let (heartbeat, ready) =
             (watch::Sender::new(HeartbeatStatus::default()), watch::Sender::new(false));
         let overview = Overview::new(Sources {
-            agent_id: agent_id.clone(),
+            agent_id: state.agent_id.clone(),
             data_dir: config.data_dir.clone(),
-            zone: zone.clone(),
-            clock: Arc::clone(&clock),
-            time: time.clone(),
+            zone: base.zone.clone(),
+            clock: Arc::clone(clock),
+            time: state.time.clone(),
             identity: published.identity.subscribe(),
             hub_url: published.hub_url.subscribe(),
             labels: published.labels.subscribe(),
@@ -197,33 +175,97 @@ impl Core {
             policy,
             keeper: keeper.clone(),
             gate,
-            journal: journal.clone(),
-            audit: audit.clone(),
+            journal: state.journal.clone(),
+            audit: state.audit.clone(),
             metrics: metrics.clone(),
             ready: ready.subscribe(),
         });
+        let work = Some((keeper_task, work));
         Ok(Self {
-            config,
-            path,
-            clock,
-            entropy,
-            zone,
-            metrics,
-            tasks,
+            base,
+            state,
             essential,
-            agent_id,
-            audit,
-            journal,
-            time,
             published,
             keeper,
             jobs,
             heartbeat,
             ready,
             overview,
-            work: Some((keeper_task, work)),
+            work,
             _held: held,
         })
+    }
+}
+
+impl Base {
+    fn new(config: Config, path: PathBuf) -> Result<(Self, Essential), Failure> {
+        let failed =
+            |e: prometheus::Error| Failure::new(Exit::Io, "make the metrics", e.to_string());
+        let metrics = Metrics::new(VERSION).map_err(failed)?;
+        if let Some(own) = host::process_collector() {
+            metrics.registry.register(own).map_err(failed)?;
+        }
+        let (tasks, essential) = Tasks::new();
+        let base = Self {
+            config,
+            path,
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+            zone: TimeZone::system(),
+            metrics,
+            tasks,
+        };
+        Ok((base, essential))
+    }
+}
+
+impl State {
+    fn open(base: &Base) -> Result<Self, Failure> {
+        let Base { config, clock, entropy, zone, .. } = base;
+        let (agent_id, audit) = open_audit(config, zone, clock, entropy)?;
+        let failed = |e: StoreError| Failure::new(Exit::Io, "open the journal", e.0);
+        let journal =
+            Journal::open(&config.paths().journal(), Arc::clone(clock)).map_err(failed)?;
+        let time = TrustedTime::load(journal.clone(), Arc::clone(clock)).map_err(failed)?;
+        Ok(Self { agent_id, audit, journal, time })
+    }
+}
+
+fn policy_config(base: &Base, state: &State, published: &Arc<Published>) -> policy::Config {
+    policy::Config {
+        data_dir: base.config.data_dir.clone(),
+        agent_id: state.agent_id.clone(),
+        labels: published.labels.subscribe(),
+        keyring: published.keyring.subscribe(),
+        source: source(published),
+        time: state.time.clone(),
+        audit: state.audit.clone(),
+        entropy: Arc::clone(&base.entropy),
+        metrics: base.metrics.clone(),
+    }
+}
+
+fn jobs_deps(
+    base: &Base,
+    state: &State,
+    published: &Published,
+    (policy, gate): (&PolicyWatch, &Gate),
+) -> jobs::Deps {
+    jobs::Deps {
+        agent_id: state.agent_id.clone(),
+        state_dir: base.config.state_dir.clone(),
+        journal: state.journal.clone(),
+        audit: state.audit.clone(),
+        time: state.time.clone(),
+        clock: Arc::clone(&base.clock),
+        entropy: Arc::clone(&base.entropy),
+        keyring: published.keyring.subscribe(),
+        policy: policy.clone(),
+        gate: gate.clone(),
+        link: published.link.subscribe(),
+        metrics: base.metrics.clone(),
+        tasks: base.tasks.clone(),
+        launcher: Arc::new(PlainLauncher),
     }
 }
 

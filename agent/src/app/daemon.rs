@@ -47,10 +47,10 @@ pub(super) async fn run(path: PathBuf, environment: Environment) -> Result<Exit,
         .map_err(|e| failed("reach the service manager", e))?;
     let mut core = Box::pin(Core::open(config, path, "run")).await?;
     let reloader = Reloader::new(
-        (core.path.clone(), core.config.clone()),
+        (core.base.path.clone(), core.base.config.clone()),
         Arc::clone(&core.published),
         log.clone(),
-        core.audit.clone(),
+        core.state.audit.clone(),
     );
     record_start(&core).await;
     spawn_work(&mut core, &reloader);
@@ -58,10 +58,10 @@ pub(super) async fn run(path: PathBuf, environment: Environment) -> Result<Exit,
     serve_pages(&core).await;
     let admin = Admin::new(admin_deps(&core, &reloader, log)).await;
     let admin = admin.map_err(|e| failed("make the admin API", e))?;
-    admin.listen(&core.config.admin_socket).map_err(|e| failed("listen for commands", e))?;
+    admin.listen(&core.base.config.admin_socket).map_err(|e| failed("listen for commands", e))?;
     core.ready.send_replace(true);
     notify.ready();
-    tracing::info!(version = VERSION, agent_id = core.agent_id, "ready");
+    tracing::info!(version = VERSION, agent_id = core.state.agent_id, "ready");
     let why = until_end(&mut core, &mut signals, &reloader, &notify).await;
     notify.stopping();
     stop(core, why).await
@@ -105,19 +105,19 @@ async fn record_start(core: &Core) {
         .detail("pid", std::process::id())
         .detail("boot_id", process::boot_id().unwrap_or_default());
     (record.status, record.origin) = (Some(Status::Success), Some("agent"));
-    if let Err(error) = core.audit.append(record).await {
+    if let Err(error) = core.state.audit.append(record).await {
         tracing::error!(%error, "no job starts until the audit log can be written");
     }
 }
 
 /// The agent's work: identity, heartbeat, policy, jobs.
 fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
-    let (tasks, stop) = (core.tasks.clone(), core.tasks.shutdown());
+    let (tasks, stop) = (core.base.tasks.clone(), core.base.tasks.shutdown());
     let enrolments = Enrolments {
-        data_dir: core.config.data_dir.clone(),
-        journal: core.journal.clone(),
-        audit: core.audit.clone(),
-        metrics: core.metrics.clone(),
+        data_dir: core.base.config.data_dir.clone(),
+        journal: core.state.journal.clone(),
+        audit: core.state.audit.clone(),
+        metrics: core.base.metrics.clone(),
         published: Arc::clone(&core.published),
         reloader: Arc::clone(reloader),
     };
@@ -127,39 +127,39 @@ fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
         tasks.spawn("jobs", Class::Essential, work.run(stop.clone()));
     }
     let (backoff, kept) = watch::channel(None);
-    let (base, max) = (core.config.retry_base_seconds, core.config.retry_max_seconds);
+    let (base, max) = (core.base.config.retry_base_seconds, core.base.config.retry_max_seconds);
     let deps = heartbeat::Deps {
-        interval: Duration::from_secs(core.config.heartbeat_interval_seconds),
+        interval: Duration::from_secs(core.base.config.heartbeat_interval_seconds),
         backoff: Backoff::new(Duration::from_secs(base), Duration::from_secs(max)),
-        saved: beat::saved(&core.journal),
+        saved: beat::saved(&core.state.journal),
         facts: beat::facts(core.overview.clone()),
         answered: beat::answered(core.overview.clone(), core.keeper.clone(), core.jobs.clone()),
         remember: move |saved| {
             backoff.send_replace(saved);
         },
         status: core.heartbeat.clone(),
-        clock: Arc::clone(&core.clock),
-        entropy: Arc::clone(&core.entropy),
-        metrics: core.metrics.clone(),
+        clock: Arc::clone(&core.base.clock),
+        entropy: Arc::clone(&core.base.entropy),
+        metrics: core.base.metrics.clone(),
     };
     let beat = heartbeat::run(deps, core.published.link.subscribe(), stop);
     tasks.spawn("heartbeat", Class::Essential, beat);
     // It ends when the heartbeat does, having written the last word.
-    tasks.spawn("backoff", Class::OneShot, beat::keep(core.journal.clone(), kept));
+    tasks.spawn("backoff", Class::OneShot, beat::keep(core.state.journal.clone(), kept));
 }
 
 /// What looks after the agent itself.
 fn spawn_upkeep(core: &Core, watchdog: Option<Duration>, socket: Option<&str>) {
-    let (tasks, stop) = (&core.tasks, core.tasks.shutdown());
+    let (tasks, stop) = (&core.base.tasks, core.base.tasks.shutdown());
     let deps = timetable::Deps {
-        agent_id: core.agent_id.clone(),
-        journal: core.journal.clone(),
-        clock: Arc::clone(&core.clock),
-        zone: core.zone.clone(),
+        agent_id: core.state.agent_id.clone(),
+        journal: core.state.journal.clone(),
+        clock: Arc::clone(&core.base.clock),
+        zone: core.base.zone.clone(),
     };
-    let daily = vec![cert_check(&core.config, &core.overview), audit_clean(core)];
+    let daily = vec![cert_check(&core.base.config, &core.overview), audit_clean(core)];
     tasks.spawn("timetable", Class::Essential, timetable::run(deps, daily, stop.clone()));
-    let (time, own) = (core.time.clone(), stop.clone());
+    let (time, own) = (core.state.time.clone(), stop.clone());
     tasks.spawn("time mark", Class::Essential, async move {
         loop {
             tokio::select! {
@@ -198,7 +198,7 @@ fn cert_check(config: &Config, overview: &Overview) -> Daily {
 }
 
 fn audit_clean(core: &Core) -> Daily {
-    let audit = core.audit.clone();
+    let audit = core.state.audit.clone();
     let work = Box::new(move || -> Done {
         let audit = audit.clone();
         Box::pin(async move {
@@ -217,11 +217,11 @@ async fn serve_pages(core: &Core) {
     let metrics: Pages = Arc::new(move |path| metrics.metrics_page(path));
     let health: Pages = Arc::new(move |path| health.health_page(path));
     for (setting, address, pages) in [
-        ("metrics_listen", core.config.metrics_listen, metrics),
-        ("health_listen", core.config.health_listen, health),
+        ("metrics_listen", core.base.config.metrics_listen, metrics),
+        ("health_listen", core.base.config.health_listen, health),
     ] {
         let endpoint = Endpoint { setting, address, pages, holder: holder::of_port };
-        http::start(&core.tasks, endpoint).await;
+        http::start(&core.base.tasks, endpoint).await;
     }
 }
 
@@ -236,8 +236,8 @@ fn admin_deps(core: &Core, reloader: &Arc<Reloader>, log: LogLevel) -> Deps {
             let own = Arc::clone(&own);
             Box::pin(async move { own.reload().await })
         }),
-        audit_dir: core.config.paths().audit(),
-        tasks: core.tasks.clone(),
+        audit_dir: core.base.config.paths().audit(),
+        tasks: core.base.tasks.clone(),
     }
 }
 
@@ -249,7 +249,7 @@ async fn stop(core: Core, why: Why) -> Result<Exit, Failure> {
         Why::Lost(task) => (Status::Error, format!("the task {task} ended"), Exit::Io),
     };
     tracing::info!(reason, "stopping");
-    let late = core.tasks.drain(DRAIN).await;
+    let late = core.base.tasks.drain(DRAIN).await;
     if !late.is_empty() {
         tracing::warn!(?late, "tasks were ended that did not end by themselves");
     }
@@ -258,21 +258,18 @@ async fn stop(core: Core, why: Why) -> Result<Exit, Failure> {
         record = record.detail("cut_short", late);
     }
     (record.status, record.origin) = (Some(status), Some("agent"));
-    if let Err(error) = core.audit.append(record).await {
+    if let Err(error) = core.state.audit.append(record).await {
         tracing::error!(%error, "the stop is not in the audit log");
     }
-    let saved = core.time.save().await;
+    let saved = core.state.time.save().await;
     let cleared = if exit == Exit::Done { beat::clear(&core).await } else { Ok(()) };
     if let Err(error) = saved.and(cleared) {
         tracing::error!(%error, "the journal did not take the last records");
     }
-    match exit {
-        Exit::Done => Ok(exit),
-        _ => {
-            Err(failed("go on", reason)
-                .advise("look at the log above; the agent can be started again"))
-        }
+    if exit == Exit::Done {
+        return Ok(exit);
     }
+    Err(failed("go on", reason).advise("the log above says why; the agent can be started again"))
 }
 
 /// The signals that mean something to the agent.

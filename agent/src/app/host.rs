@@ -56,7 +56,7 @@ impl AgentHost {
     pub(super) async fn end(self) {
         if let Some(core) = self.core.into_inner() {
             // Nothing of it does more than answer.
-            let _late = core.tasks.drain(END).await;
+            let _late = core.base.tasks.drain(END).await;
         }
     }
 
@@ -75,12 +75,12 @@ impl AgentHost {
             stopped.cancel();
             keeper.run(stopped).await;
         }
-        let log = LogLevel::detached(core.config.log_level);
+        let log = LogLevel::detached(core.base.config.log_level);
         let reloader = Reloader::new(
-            (core.path.clone(), core.config.clone()),
+            (core.base.path.clone(), core.base.config.clone()),
             Arc::clone(&core.published),
             log.clone(),
-            core.audit.clone(),
+            core.state.audit.clone(),
         );
         let admin = Admin::new(Deps {
             overview: core.overview.clone(),
@@ -90,13 +90,13 @@ impl AgentHost {
             reload: Arc::new(|| {
                 Box::pin(std::future::ready(Err("no daemon is running".to_owned())))
             }),
-            audit_dir: core.config.paths().audit(),
-            tasks: core.tasks.clone(),
+            audit_dir: core.base.config.paths().audit(),
+            tasks: core.base.tasks.clone(),
         });
         let admin = admin.await.map_err(|e| Failure::new(Exit::Io, "open the services", e))?;
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         let me = Peer { uid: users::own_uid(), pid: Some(std::process::id()), groups: Vec::new() };
-        core.tasks.spawn("command", Class::OneShot, async move {
+        core.base.tasks.spawn("command", Class::OneShot, async move {
             admin.serve(theirs, me).await;
         });
         self.core.replace(Some(core));

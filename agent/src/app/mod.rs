@@ -19,7 +19,7 @@ use self::{
     cli::{Cli, Command},
     host::AgentHost,
 };
-use crate::config::{Environment, load_or_default};
+use crate::config::{Environment, load_as_client};
 
 /// The program.
 #[must_use]
@@ -61,7 +61,7 @@ async fn client(
     io: &mut Io,
 ) -> Exit {
     if !cli.socket_was_given {
-        match load_or_default(&path) {
+        match load_as_client(&path) {
             Ok(config) => cli.global.socket = jtntctl::Target::Socket(config.admin_socket),
             Err(error) => return complain(io, &commands::config::failure(&error)),
         }
@@ -77,3 +77,6 @@ fn complain(io: &mut Io, failure: &Failure) -> Exit {
         Ok(()) | Err(_) => failure.exit,
     }
 }
+
+#[cfg(test)]
+mod tests;

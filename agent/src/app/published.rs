@@ -1,7 +1,13 @@
 //! What everybody watches of the agent's standing: identity, keys, the hub's client, labels. One
 //! place writes it, so that the parts always belong together.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use tokio::sync::{Notify, watch};
 
@@ -28,6 +34,8 @@ pub(super) struct Published {
     pub(super) labels: watch::Sender<Labels>,
     /// Told when the files of the identity changed in this process.
     pub(super) stale: Notify,
+    /// Whether anything was published yet.
+    told: AtomicBool,
     data_dir: PathBuf,
     metrics: Metrics,
     clock: SharedClock,
@@ -43,6 +51,7 @@ impl Published {
             hub_url: watch::Sender::new(config.hub_url.clone()),
             labels: watch::Sender::new(config.labels.clone()),
             stale: Notify::new(),
+            told: AtomicBool::new(false),
             data_dir: config.data_dir.clone(),
             metrics,
             clock,
@@ -66,7 +75,8 @@ impl Published {
             labels.clone_from(&config.labels);
             differs
         });
-        if same && (found.is_err() || self.link.borrow().is_some()) {
+        let told = self.told.swap(true, Ordering::Relaxed);
+        if told && same && (found.is_err() || self.link.borrow().is_some()) {
             return;
         }
         let keyring = found.as_ref().ok().map(|identity| identity.keyring.clone());

@@ -58,6 +58,9 @@ impl Reloader {
         let read = tokio::task::spawn_blocking(move || load_or_default(&path)).await;
         let new = read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         let seen = difference(&running, &new);
+        if !seen.changed.is_empty() && !self.path.exists() {
+            return Err(format!("{} is gone; put it back", self.path.display()));
+        }
         if !seen.changed.is_empty() {
             self.record(&seen.changed, &seen.needs_restart).await?;
         }

@@ -68,11 +68,13 @@ impl fmt::Display for Lines<'_> {
 /// # Errors
 /// When it cannot be read, or with all of its faults.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    check(path, &text(path)?)
+}
+
+fn text(path: &Path) -> Result<String, ConfigError> {
     let read = |source| ConfigError::Read { path: path.to_owned(), source };
     let bytes = durable::read(path, MAX_BYTES).map_err(read)?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| read(io::Error::new(io::ErrorKind::InvalidData, e)))?;
-    check(path, &text)
+    String::from_utf8(bytes).map_err(|e| read(io::Error::new(io::ErrorKind::InvalidData, e)))
 }
 
 /// Reads the file at `path`, or the defaults where there is none: an agent that waits for its
@@ -87,6 +89,22 @@ pub fn load_or_default(path: &Path) -> Result<Config, ConfigError> {
         }
         other => other,
     }
+}
+
+/// Reads the file at `path` for a client, which needs no home folder of its own: only the daemon's
+/// files may lie in one.
+///
+/// # Errors
+/// As [`load_or_default`].
+pub fn load_as_client(path: &Path) -> Result<Config, ConfigError> {
+    let text = match text(path) {
+        Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            "{}".to_owned()
+        }
+        other => other?,
+    };
+    let home = users::home(users::own_uid()).unwrap_or_else(|| "/nonexistent".into());
+    parse(&text, &home).map_err(|faults| ConfigError::Faults { path: path.to_owned(), faults })
 }
 
 /// Reads a text as if it stood at `path`.

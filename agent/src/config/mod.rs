@@ -22,7 +22,7 @@ use serde::Serialize;
 
 pub use change::{Difference, difference, merged};
 pub use env::Environment;
-pub use file::{ConfigError, Fault, load, load_or_default};
+pub use file::{ConfigError, Fault, load, load_as_client, load_or_default};
 pub use paths::Paths;
 pub use settings::{Setting, all as settings};
 

@@ -20,6 +20,16 @@ pub fn disk(path: &Path) -> io::Result<Disk> {
     Ok(Disk { total, used: total.saturating_sub(free) })
 }
 
+/// CPU time, memory, descriptors and threads of this process, by the names Prometheus uses for
+/// every process; `None` where the system is not asked.
+#[must_use]
+pub fn process_collector() -> Option<Box<dyn prometheus::core::Collector>> {
+    #[cfg(target_os = "linux")]
+    return Some(Box::new(prometheus::process_collector::ProcessCollector::for_self()));
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 /// Keeps this process's memory, keys included, from ever being written to a core file.
 ///
 /// # Errors

@@ -19,6 +19,8 @@ pub const ENDPOINTS: [&str; 10] = [
     "/api/v1/artifacts/{sha256}",
     "/api/v1/artifacts/{job_id}/{name}",
 ];
+/// Levels of enforcement, as the label has them.
+pub const ENFORCEMENT_LEVELS: [&str; 3] = ["full", "partial", "none"];
 /// States of the circuit breaker, as the label has them.
 pub const BREAKER_STATES: [&str; 3] = ["closed", "open", "half_open"];
 
@@ -75,6 +77,8 @@ pub struct Metrics {
     pub audit_writable: Gauge,
     /// 1 when the root of roles came from the hub itself.
     pub root_trusted_from_hub: Gauge,
+    /// `{level}`: full, partial, none; one is 1.
+    pub enforcement: GaugeVec,
     /// Agent's clock minus the hub's, in seconds.
     pub clock_offset: Gauge,
     /// Admin calls that were refused.
@@ -185,6 +189,13 @@ impl Metrics {
                 "root_trusted_from_hub",
                 "1 when the root of roles was taken from the hub itself.",
             )?,
+            enforcement: gauge_vec(
+                &r,
+                "enforcement",
+                "1 for what the operating system can enforce of a policy.",
+                "level",
+                &ENFORCEMENT_LEVELS,
+            )?,
             clock_offset: gauge(&r, "clock_offset_seconds", "Clock of the agent minus the hub's.")?,
             admin_refused: counter(
                 &r,
@@ -220,6 +231,7 @@ impl Metrics {
             registry: r,
         };
         m.up.with_label_values(&[version]).set(1.0);
+        build_info(&m.registry, version)?;
         m.hub_connection.with_label_values(&["disconnected"]).set(1.0);
         m.breaker.with_label_values(&["closed"]).set(1.0);
         Ok(m)
@@ -229,6 +241,14 @@ impl Metrics {
     pub fn show_breaker(&self, state: &str) {
         for s in BREAKER_STATES {
             self.breaker.with_label_values(&[s]).set(f64::from(s == state));
+        }
+    }
+
+    /// Shows `level`, such as `partial[uid]`, as what is enforced.
+    pub fn show_enforcement(&self, level: &str) {
+        let word = level.split('[').next().unwrap_or_default();
+        for l in ENFORCEMENT_LEVELS {
+            self.enforcement.with_label_values(&[l]).set(f64::from(l == word));
         }
     }
 
@@ -262,6 +282,15 @@ fn gauge_vec(
         g.with_label_values(&[v]).set(0.0);
     }
     Ok(g)
+}
+
+/// What was built, for joining with other series.
+fn build_info(r: &Registry, version: &str) -> prometheus::Result<()> {
+    let labels = ["version", "os", "arch"];
+    let info = GaugeVec::new(opts("build_info", "1, labelled by what was built."), &labels)?;
+    r.register(Box::new(info.clone()))?;
+    info.with_label_values(&[version, std::env::consts::OS, std::env::consts::ARCH]).set(1.0);
+    Ok(())
 }
 
 fn counter(

@@ -42,6 +42,7 @@ const MAX_KEY_BYTES: u64 = 1024;
 
 pub(super) struct Audit(pub(super) Deps);
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
 fn unreadable(error: io::Error) -> Status {
     error::internal(format!("the audit log cannot be read: {error}"))
 }

@@ -23,12 +23,13 @@ pub(in crate::app) async fn run(path: PathBuf, io: &mut Io) -> Result<Exit, Fail
     }
     let mut record = Record::of(Event::Enrollment).detail("action", "unenroll");
     (record.status, record.origin) = (Some(Status::Success), Some("local"));
-    record.object.clone_from(&core.config.hub_url);
-    let recorded = core.audit.append(record).await;
+    record.object.clone_from(&core.base.config.hub_url);
+    let recorded = core.state.audit.append(record).await;
     recorded.map_err(|e| Failure::new(Exit::Io, "record that the agent leaves", e.to_string()))?;
-    let paths = Paths { data_dir: core.config.data_dir.clone() };
+    let paths = Paths { data_dir: core.base.config.data_dir.clone() };
     identity::remove(&paths).map_err(|e| of_io("remove the identity", &e))?;
-    durable::remove(&core.config.paths().policy()).map_err(|e| of_io("remove the policy", &e))?;
+    durable::remove(&core.base.config.paths().policy())
+        .map_err(|e| of_io("remove the policy", &e))?;
     if path.exists() {
         durable::replace(&path, &without, durable::PUBLIC)
             .map_err(|e| of_io(&format!("write {}", path.display()), &e))?;
