@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use jtnt_hub_mock::Route;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     Outcome,
     agent::Agent,
     limits::Limits,
-    site::{Site, exec_true},
+    site::{PATIENCE, Site, exec_true},
     table::{Row, Table, mib, ms, percentile},
 };
 
@@ -55,9 +55,13 @@ async fn one(site: &Site) -> Outcome<Duration> {
     let begun = Instant::now();
     site.hub.enqueue(&site.agent_id, envelope).await?;
     // It is recorded when it is answered, and answered when it is on disk.
-    let stored = site.hub.await_request(|r| r.route == Some(Route::Result) && r.path == path).await;
+    let stored = site.hub.await_request(|r| r.route == Some(Route::Result) && r.path == path);
+    let stored = timeout(PATIENCE, stored).await;
     let took = begun.elapsed();
-    if stored.status == 200 { Ok(took) } else { Err(format!("{stored:?}").into()) }
+    match stored {
+        Ok(stored) if stored.status == 200 => Ok(took),
+        _ => Err(format!("no result: {:?}", site.hub.job(&job.job_id)).into()),
+    }
 }
 
 /// Jobs a second.

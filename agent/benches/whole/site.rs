@@ -23,7 +23,8 @@ use crate::{
     agent::{Agent, Doors},
 };
 
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Nothing takes this long unless it hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What outlives a run of the agent.
 pub(crate) struct Site {
