@@ -11,6 +11,7 @@ use tokio::{
     sync::watch,
     time::sleep,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{beat, commands, core::Core, enrolments::Enrolments, reload::Reloader};
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     domain::backoff::Backoff,
     heartbeat,
     overview::{Overview, VERSION},
-    platform::{holder, host, notify::Notify, process},
+    platform::{holder, host, memory, notify::Notify, process},
     runtime::tasks::Class,
     telemetry::{
         http::{self, Endpoint, Pages},
@@ -33,6 +34,9 @@ use crate::{
 const DRAIN: Duration = Duration::from_millis(4500);
 /// How much of the trusted time a power cut may cost.
 const SAVE_TIME: Duration = Duration::from_mins(2);
+/// When a start counts as over, and how often memory is given back from then on.
+const AFTER_START: Duration = Duration::from_secs(5);
+const GIVE_BACK: Duration = Duration::from_mins(5);
 /// The audit log's retention is looked after at this local time.
 const AUDIT_CLEAN_AT: Time = Time::constant(2, 30, 0, 0);
 
@@ -172,6 +176,7 @@ fn spawn_upkeep(core: &Core, watchdog: Option<Duration>, socket: Option<&str>) {
             }
         }
     });
+    tasks.spawn("memory", Class::Essential, give_memory_back(stop.clone()));
     if let (Some(every), Ok(notify)) = (watchdog, Notify::new(socket)) {
         tasks.spawn("watchdog", Class::Essential, async move {
             while !stop.is_cancelled() {
@@ -182,6 +187,20 @@ fn spawn_upkeep(core: &Core, watchdog: Option<Duration>, socket: Option<&str>) {
                 }
             }
         });
+    }
+}
+
+async fn give_memory_back(stop: CancellationToken) {
+    let mut pause = AFTER_START;
+    loop {
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+        if let Err(error) = memory::give_back() {
+            tracing::debug!(%error, "memory is kept");
+        }
+        pause = GIVE_BACK;
     }
 }
 

@@ -26,6 +26,10 @@ const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 const DRAIN: Duration = Duration::from_secs(1);
 /// A job that is shorter than this is over before the hub would hear that it runs.
 const NEWS_AFTER: Duration = Duration::from_millis(250);
+/// A job that is shorter than this is over before the journal would know its process. If the agent
+/// dies meanwhile, the next start finds the process by its environment, as it must for one that was
+/// started a moment before.
+const RECORD_AFTER: Duration = Duration::from_millis(25);
 
 pub(super) fn of_exec(context: &Context, entry: &Entry, exec: &Exec, program: Program) -> Launch {
     Launch {
@@ -184,8 +188,8 @@ enum Why {
     Lost(io::Error),
 }
 
-/// Waits for the first of all that can end a job. Meanwhile makes it durable that it runs: a
-/// process nobody could find after a crash must not go on.
+/// Waits for the first of all that can end a job. Meanwhile makes it durable which process it is:
+/// one that nobody could find after a crash must not go on.
 async fn until_end(context: &Context, entry: &Entry, leader: &Leader) -> Why {
     let recorded = context.core.deps.journal.update(entry.clone());
     let ended = async {
@@ -210,7 +214,11 @@ async fn until_end(context: &Context, entry: &Entry, leader: &Leader) -> Why {
     };
     tokio::pin!(first);
     tokio::pin!(recorded);
-    // The record is awaited in every case, or it could arrive after the record of the end.
+    tokio::select! {
+        why = &mut first => return why,
+        () = sleep(RECORD_AFTER) => {}
+    }
+    // From here on the record is awaited, or it could arrive after the record of the end.
     tokio::select! {
         why = &mut first => match recorded.await {
             Ok(()) => why,

@@ -3,6 +3,7 @@
 pub mod account;
 pub mod holder;
 pub mod host;
+pub mod memory;
 pub mod notify;
 pub mod paths;
 pub mod peer;
