@@ -25,7 +25,7 @@ const MONOPOLIES: &[(&str, &str)] = &[
     ("thread::Builder", "runtime/tasks.rs"),
     ("Timestamp::now()", "runtime/clock.rs"),
     ("redb::", "store/"),
-    ("tonic::", "admin/"),
+    ("service::Routes", "admin/"),
     ("unsafe ", "platform/"),
     ("cfg(target_os", "platform/"),
     ("env::var", "config/"),

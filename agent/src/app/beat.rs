@@ -35,7 +35,7 @@ fn request(overview: &Overview, identity: &Arc<Identity>, boot_id: &str) -> Hear
     let (head, counts) = (s.audit.head(), s.journal.counts());
     let policy_version = s.policy.borrow().as_ref().map_or(0, |p| p.verified.get().version);
     let report = overview.health();
-    let state = if head.error.is_some() {
+    let state = if head.error.is_some() || s.journal.last_error().is_some() {
         "degraded"
     } else if report.checks.certificates.status == Mark::Fail {
         "needs_reenroll"

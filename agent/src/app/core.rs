@@ -5,7 +5,10 @@ use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, tz::TimeZone};
 use jtntctl::{Exit, Failure};
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 use super::published::Published;
 use crate::{
@@ -15,7 +18,7 @@ use crate::{
     heartbeat::HeartbeatStatus,
     hub::HubError,
     identity,
-    jobs::{self, Jobs, Work},
+    jobs::{self, Jobs, Refresh, Work},
     overview::{Overview, Sources, VERSION},
     platform::{host, process::PlainLauncher, users},
     policy::{self, Keeper, Offer, PolicyKeeper, Source},
@@ -81,6 +84,11 @@ pub(super) struct Core {
     _held: Held,
 }
 
+/// An agent that was killed while it started a job leaves a child that has the lock until it
+/// becomes the job's program. Whoever starts right after waits for that, and no longer.
+const LINGERING: Duration = Duration::from_millis(500);
+const TRY_LOCK: Duration = Duration::from_millis(20);
+
 /// The data folder, for this process alone.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -90,7 +98,7 @@ pub(super) struct Held {
 impl Held {
     /// Makes the folders, checks whose they are, and takes the lock. `who` is what others read
     /// who find it taken.
-    pub(super) fn take(config: &Config, who: &str) -> Result<Self, Failure> {
+    pub(super) async fn take(config: &Config, who: &str) -> Result<Self, Failure> {
         let failed = |what: String, why: String| Failure::new(Exit::Io, what, why);
         for (dir, mode) in [(&config.data_dir, 0o755), (&config.state_dir, 0o700)] {
             durable::create_dir(dir, mode)
@@ -99,7 +107,14 @@ impl Held {
                 .map_err(|e| failed(format!("use {}", dir.display()), e.to_string()))?;
         }
         let who = format!("jtnt-agent {who} (pid {})", std::process::id());
-        match Lock::take(&config.paths().lock(), &who) {
+        let path = config.paths().lock();
+        let mut taken = Lock::take(&path, &who);
+        let given_up = Instant::now() + LINGERING;
+        while matches!(taken, Err(LockError::Held { .. })) && Instant::now() < given_up {
+            sleep(TRY_LOCK).await;
+            taken = Lock::take(&path, &who);
+        }
+        match taken {
             Ok(lock) => Ok(Self { _lock: lock }),
             Err(LockError::Io { path, source }) => {
                 Err(of_io(&format!("lock {}", path.display()), &source))
@@ -148,7 +163,7 @@ pub(super) fn open_audit(
 impl Core {
     /// Puts the parts together.
     pub(super) async fn open(config: Config, path: PathBuf, who: &str) -> Result<Self, Failure> {
-        let held = Held::take(&config, who)?;
+        let held = Held::take(&config, who).await?;
         let (base, essential) = Base::new(config, path)?;
         let state = State::open(&base)?;
         let Base { config, clock, metrics, .. } = &base;
@@ -157,7 +172,7 @@ impl Core {
         let (keeper_task, keeper, policy) =
             policy::keeper(policy_config(&base, &state, &published));
         let gate = Gate::new(policy.clone(), gate_config(config, &base.path));
-        let deps = jobs_deps(&base, &state, &published, (&policy, &gate));
+        let deps = jobs_deps(&base, &state, &published, (&policy, &gate, &keeper));
         let (jobs, work) = Jobs::build(deps, jobs_config(config));
         let (heartbeat, ready) =
             (watch::Sender::new(HeartbeatStatus::default()), watch::Sender::new(false));
@@ -249,8 +264,9 @@ fn jobs_deps(
     base: &Base,
     state: &State,
     published: &Published,
-    (policy, gate): (&PolicyWatch, &Gate),
+    (policy, gate, keeper): (&PolicyWatch, &Gate, &PolicyKeeper),
 ) -> jobs::Deps {
+    let keeper = keeper.clone();
     jobs::Deps {
         agent_id: state.agent_id.clone(),
         state_dir: base.config.state_dir.clone(),
@@ -266,6 +282,13 @@ fn jobs_deps(
         metrics: base.metrics.clone(),
         tasks: base.tasks.clone(),
         launcher: Arc::new(PlainLauncher),
+        refresh_policy: Refresh(Arc::new(move || {
+            let keeper = keeper.clone();
+            Box::pin(async move {
+                // The keeper says itself what went wrong.
+                let _told = keeper.refresh().await;
+            })
+        })),
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) async fn run(path: PathBuf, environment: Environment) -> Result<Exit,
         core.state.audit.clone(),
     );
     record_start(&core).await;
-    spawn_work(&mut core, &reloader);
+    spawn_work(&mut core, &reloader).await;
     spawn_upkeep(&core, environment.watchdog, environment.notify_socket.as_deref());
     serve_pages(&core).await;
     let admin = Admin::new(admin_deps(&core, &reloader, log)).await;
@@ -114,7 +114,7 @@ async fn record_start(core: &Core) {
 }
 
 /// The agent's work: identity, heartbeat, policy, jobs.
-fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
+async fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
     let (tasks, stop) = (core.base.tasks.clone(), core.base.tasks.shutdown());
     let enrolments = Enrolments {
         data_dir: core.base.config.data_dir.clone(),
@@ -125,7 +125,8 @@ fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
         reloader: Arc::clone(reloader),
     };
     tasks.spawn("enrolments", Class::Essential, enrolments.run(stop.clone()));
-    if let Some((keeper, work)) = core.work.take() {
+    if let Some((mut keeper, work)) = core.work.take() {
+        keeper.begin().await;
         tasks.spawn("policy", Class::Essential, keeper.run(stop.clone()));
         tasks.spawn("jobs", Class::Essential, work.run(stop.clone()));
     }

@@ -8,7 +8,6 @@ use jtntctl::{
     Channel, Command, Exit, Failure, Global, Host,
     cli::{Audit, Cache, Cert, Jobs, Policy},
 };
-use tokio_util::sync::CancellationToken;
 
 use super::{cli::Cli, core::Core, reload::Reloader};
 use crate::{
@@ -69,11 +68,8 @@ impl AgentHost {
                 .advise("is it installed and enrolled? See jtnt-agent enroll --help"));
         }
         let mut core = Core::open(config, self.config.clone(), "command").await?;
-        if let Some((keeper, _)) = core.work.take() {
-            // With a stop that has come already it puts the stored policy in force, and ends.
-            let stopped = CancellationToken::new();
-            stopped.cancel();
-            keeper.run(stopped).await;
+        if let Some((mut keeper, _)) = core.work.take() {
+            keeper.begin().await;
         }
         let log = LogLevel::detached(core.base.config.log_level);
         let reloader = Reloader::new(

@@ -175,7 +175,10 @@ where
         let failures = self.deps.backoff.failures();
         tracing::warn!(failures, wait_ms = wait.as_millis(), "no heartbeat: {error}");
         self.deps.status.send_modify(|status| {
-            status.last_error = Some(error.to_string());
+            // An open breaker is no news: what opened it is.
+            if !matches!(error, HubError::BreakerOpen(_)) || status.last_error.is_none() {
+                status.last_error = Some(error.to_string());
+            }
             status.next_attempt_at = Some(next);
             status.consecutive_failures = failures;
         });

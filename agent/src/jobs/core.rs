@@ -1,15 +1,21 @@
 //! What every part of the jobs shares: the floors below, and the few things they own together.
 
 use std::{
+    fmt,
+    future::Future,
     ops::RangeInclusive,
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
 use jtnt_proto::job::{Job, Work};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::Instant,
+};
 
 use super::{
     board::Board, cancels::Cancels, refuse::Throttle, report::Report, results::Window, users::Pool,
@@ -32,6 +38,10 @@ use crate::{
 
 /// Longer commands are cut in lists and logs; the signed job has them whole.
 const MAX_COMMAND_CHARS: usize = 2048;
+/// How long a job waits for a policy that it asks for.
+const CATCH_UP: Duration = Duration::from_secs(10);
+/// Jobs that ask for a policy the hub does not have lead to one request in this time.
+const CATCH_UP_GAP: Duration = Duration::from_secs(2);
 
 /// The floors below, handed in by the composition root.
 #[derive(Debug, Clone)]
@@ -64,6 +74,18 @@ pub struct Deps {
     pub tasks: Tasks,
     /// What starts processes.
     pub launcher: Arc<dyn Launcher>,
+    /// Asks the hub for a newer policy, and returns when there is an answer.
+    pub refresh_policy: Refresh,
+}
+
+/// See [`Deps::refresh_policy`].
+#[derive(Clone)]
+pub struct Refresh(pub Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>);
+
+impl fmt::Debug for Refresh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Refresh").finish()
+    }
 }
 
 /// Bounds.
@@ -109,6 +131,8 @@ pub(super) struct Core {
     pub(super) pending_bytes: AtomicU64,
     /// Ask the hub now.
     pub(super) poke: Notify,
+    /// When a job last made the agent ask for a newer policy; one does at a time.
+    pub(super) caught_up: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl Core {
@@ -135,6 +159,24 @@ impl Core {
     /// The policy in force; 0 without one.
     pub(super) fn policy_version(&self) -> u64 {
         self.deps.policy.borrow().as_ref().map_or(0, |policy| policy.verified.get().version)
+    }
+
+    /// A job that was signed after a policy often comes before it. Then the policy is fetched
+    /// first, or the job would be refused for what is about to arrive.
+    pub(super) async fn catch_up(&self, wanted: u64) {
+        if self.policy_version() >= wanted {
+            return;
+        }
+        let mut last = self.caught_up.lock().await;
+        let soon = last.is_some_and(|at| at.elapsed() < CATCH_UP_GAP);
+        if soon || self.policy_version() >= wanted {
+            return;
+        }
+        let asked = tokio::time::timeout(CATCH_UP, (self.deps.refresh_policy.0)()).await;
+        if asked.is_err() {
+            tracing::warn!("the hub does not say whether there is a newer policy");
+        }
+        *last = Some(Instant::now());
     }
 
     /// What a job under `keyring` is held against at this moment.

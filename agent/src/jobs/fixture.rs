@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use super::{Config, Deps, Jobs, Work, core::Core, intake, runner};
+use super::{Config, Deps, Jobs, Refresh, Work, core::Core, intake, runner};
 use crate::{
     audit::{self, Audit},
     domain::{
@@ -113,12 +113,16 @@ impl AuditSigner for Key {
     }
 }
 
+type Offered = Arc<std::sync::Mutex<Option<Arc<InForce>>>>;
+
 /// An agent that has a root and a policy, and no hub.
 pub(crate) struct Desk {
     pub(crate) jobs: Jobs,
     pub(crate) core: Arc<Core>,
     pub(crate) clock: Arc<FixedClock>,
     pub(crate) policy: watch::Sender<Option<Arc<InForce>>>,
+    /// What the hub has when it is asked for a newer policy.
+    pub(crate) offered: Offered,
     pub(crate) tasks: Tasks,
     pub(crate) dir: Arc<TempDir>,
     _work: Work,
@@ -131,6 +135,16 @@ pub(crate) fn in_force(rules: &Value) -> Arc<InForce> {
     let verified = Installation::new().keyring().policy(&policy(2, rules)).unwrap();
     let engine = Engine::compile(verified.get().clone(), &mut resolve).unwrap();
     Arc::new(InForce { engine, verified })
+}
+
+/// Puts what is offered in force.
+fn refresh(offered: Offered, policy: watch::Sender<Option<Arc<InForce>>>) -> Refresh {
+    Refresh(Arc::new(move || {
+        if let Some(new) = offered.lock().unwrap().take() {
+            policy.send_replace(Some(new));
+        }
+        Box::pin(std::future::ready(()))
+    }))
 }
 
 impl Desk {
@@ -158,6 +172,7 @@ impl Desk {
         };
         let key = Arc::new(Key(secret(9)));
         let audit = Audit::open(audit, key, Arc::clone(&shared), &*entropy).unwrap();
+        let offered: Offered = Arc::default();
         let (policy, watched) = watch::channel(Some(in_force(rules)));
         let (keyring, keys) = watch::channel(Some(Installation::new().keyring()));
         let (link, linked) = watch::channel(None);
@@ -177,6 +192,7 @@ impl Desk {
             metrics: Metrics::new("0").unwrap(),
             tasks: tasks.clone(),
             launcher: Arc::new(PlainLauncher),
+            refresh_policy: refresh(Arc::clone(&offered), policy.clone()),
         };
         // Tests run side by side, and what is left of a job's user is ended with the job.
         static FIRST_UID: AtomicU32 = AtomicU32::new(1_000_000);
@@ -193,6 +209,7 @@ impl Desk {
             jobs,
             clock,
             policy,
+            offered,
             tasks,
             dir,
             _work: work,

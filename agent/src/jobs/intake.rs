@@ -189,6 +189,8 @@ async fn judge(
     job: &Verified<Job>,
     id: &JobId,
 ) -> Result<Verdict, StoreError> {
+    // Without any policy the first one is worth waiting for, whatever the job asks.
+    core.catch_up(job.get().min_policy_version.max(1)).await;
     let policy_version = core.policy_version();
     let no = |refused| Ok(Err(Refusal::of(refused, policy_version)));
     let facts = core.facts(keyring);

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use self::{board::Found, core::Core, runner::Ended};
 pub use self::{
     cache::{CacheStatus, Cleaned},
-    core::{Config, Deps},
+    core::{Config, Deps, Refresh},
     output::{Part, Stream},
 };
 use crate::{
@@ -92,6 +92,7 @@ impl Jobs {
             reports: sender,
             pending_bytes: AtomicU64::new(0),
             poke: Notify::new(),
+            caught_up: tokio::sync::Mutex::default(),
         });
         (Self { core: Arc::clone(&core) }, Work { core, reports })
     }

@@ -67,6 +67,18 @@ async fn a_job_runs_and_leaves_a_result_a_record_and_two_lines_in_the_log() {
 }
 
 #[tokio::test]
+async fn a_job_that_comes_before_its_policy_waits_for_it() {
+    let desk = Desk::with(&rules());
+    desk.policy.send_replace(None);
+    *desk.offered.lock().unwrap() = Some(in_force(&rules()));
+    desk.run("first", &exec("/usr/bin/true", &[])).await;
+    assert_eq!(desk.entry("first").state, State::Finished(Outcome::Ok));
+    let newer = json!({"min_policy_version": 99});
+    assert!(!desk.take(leased("never", &newer)).await, "the hub has none that is so new");
+    assert_eq!(desk.entry("never").reason.as_deref(), Some("VERSION_TOO_OLD"));
+}
+
+#[tokio::test]
 async fn a_failure_is_told_by_its_exit_code() {
     let desk = Desk::with(&rules());
     let (entry, result) = desk.run("j", &exec("/usr/bin/false", &[])).await;

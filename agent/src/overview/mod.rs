@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::{
     audit::Audit,
     domain::{
+        breaker,
         health::{self, Enrolled, Facts, LastJob, Report},
         job::State,
     },
@@ -151,11 +152,14 @@ impl Overview {
         }
     }
 
-    /// Whether the hub answered the last heartbeat.
+    /// Whether the hub answered the last heartbeat, and requests are sent to it at all.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        let heartbeat = self.inner.sources.heartbeat.borrow();
-        heartbeat.last_success.is_some() && heartbeat.last_error.is_none()
+        let sources = self.sources();
+        let spared =
+            sources.link.borrow().as_ref().is_some_and(|hub| hub.breaker() == breaker::State::Open);
+        let heartbeat = sources.heartbeat.borrow();
+        heartbeat.last_success.is_some() && heartbeat.last_error.is_none() && !spared
     }
 
     fn last_job(&self) -> Option<LastJob> {

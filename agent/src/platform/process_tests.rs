@@ -1,6 +1,6 @@
 //! Real processes: what they are given, and that nothing of them stays.
 
-use std::{io::Read as _, time::Duration};
+use std::{io::Read as _, os::fd::OwnedFd, time::Duration};
 
 use super::*;
 
@@ -42,6 +42,18 @@ fn line(pipe: &mut File) -> String {
         out.push(byte[0]);
     }
     String::from_utf8(out).unwrap()
+}
+
+/// Becomes readable at the end of a process.
+fn end_of(pid: u32) -> OwnedFd {
+    pidfd_open(pid_of(pid).unwrap(), PidfdFlags::empty()).unwrap()
+}
+
+fn await_end(end: &OwnedFd) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
+    let ended = poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&patience)).unwrap();
+    assert_eq!(ended, 1, "a process was not ended");
 }
 
 fn is_gone(pid: u32) -> bool {
@@ -128,10 +140,11 @@ async fn the_whole_group_ends_before_its_leader_is_forgotten() {
     let pids: Vec<u32> = (0..2).map(|_| line(&mut out).parse().unwrap()).collect();
     assert!(pids.iter().all(|pid| !is_gone(*pid)));
     assert!(is_alive(&running.process));
+    let ends: Vec<_> = pids.iter().map(|pid| end_of(*pid)).collect();
     running.leader.reap().unwrap();
-    let mut rest = String::new();
-    out.read_to_string(&mut rest).unwrap();
-    assert!(pids.iter().all(|pid| is_gone(*pid)), "the pipe closed, so they are gone");
+    // A process closes its pipe a moment before it is gone, so the pipe's end would not do.
+    ends.iter().for_each(await_end);
+    assert!(pids.iter().all(|pid| is_gone(*pid)));
     assert!(!is_alive(&running.process));
 }
 
@@ -154,11 +167,11 @@ async fn what_left_the_session_is_found_by_the_jobs_name() {
     let mut running = PlainLauncher.launch(escaped).unwrap();
     let mut out = File::from(running.stdout);
     let pid: u32 = line(&mut out).parse().unwrap();
+    let end = end_of(pid);
     running.leader.reap().unwrap();
     assert!(!is_gone(pid), "a group's end does not reach another session");
     assert!(kill_leftovers(None, "t-escaped") >= 1);
-    let mut rest = String::new();
-    out.read_to_string(&mut rest).unwrap();
+    await_end(&end);
     assert!(is_gone(pid));
 }
 
@@ -190,10 +203,10 @@ async fn as_root_everything_of_a_jobs_user_can_be_ended() {
     let mut running = PlainLauncher.launch(other).unwrap();
     let mut out = File::from(running.stdout);
     let pid: u32 = line(&mut out).parse().unwrap();
+    let end = end_of(pid);
     running.leader.reap().unwrap();
     assert!(kill_all_of(uid) >= 1);
-    let mut rest = String::new();
-    out.read_to_string(&mut rest).unwrap();
+    await_end(&end);
     assert!(is_gone(pid));
     assert_eq!(kill_all_of(uid), 0);
 }

@@ -60,6 +60,7 @@ pub struct Keeper {
     etag: Option<String>,
     refused: BTreeSet<Hash>,
     refused_at: Option<Instant>,
+    begun: bool,
     shutdown: CancellationToken,
 }
 
@@ -88,6 +89,7 @@ impl Keeper {
             etag: None,
             refused: BTreeSet::new(),
             refused_at: None,
+            begun: false,
             shutdown: CancellationToken::new(),
         }
     }
@@ -97,10 +99,19 @@ impl Keeper {
         self.config.source = source;
     }
 
-    /// Puts the stored policy in force, then keeps it up to date until `shutdown`.
+    /// Puts the stored policy in force. A job that is judged before this meets no policy at all and
+    /// is refused for good, so nothing that judges jobs starts earlier.
+    pub async fn begin(&mut self) {
+        if !self.begun {
+            self.begun = true;
+            self.reload().await;
+        }
+    }
+
+    /// Begins, then keeps the policy up to date until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         self.shutdown = shutdown;
-        self.reload().await;
+        self.begin().await;
         let (mut due, mut tried, mut retry) = (Instant::now(), None, RETRY);
         loop {
             let reply = match self.wake(due, tried).await {

@@ -102,7 +102,8 @@ pub struct Standing {
     pub last_error: Option<String>,
 }
 
-/// The keeper, its handle, and the policy to watch. [`Keeper::run`] is the task.
+/// The keeper, its handle, and the policy to watch. [`Keeper::begin`] comes before anything that
+/// asks the policy, [`Keeper::run`] is the task.
 #[must_use]
 pub fn keeper(config: Config) -> (Keeper, PolicyKeeper, PolicyWatch) {
     let (asks, asked) = mpsc::channel(ASKERS);

@@ -29,6 +29,8 @@ pub(super) struct Shared {
     pub(super) db: RwLock<Option<Database>>,
     counts: Mutex<Counts>,
     pub(super) changes: broadcast::Sender<Entry>,
+    /// Why the last commit failed, if it did.
+    failed: Mutex<Option<StoreError>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -47,6 +49,7 @@ impl Shared {
             db: RwLock::new(Some(opened.db)),
             counts: Mutex::new(opened.counts),
             changes: broadcast::channel(NEWS).0,
+            failed: Mutex::default(),
         };
         Ok((shared, opened.created_at))
     }
@@ -88,6 +91,14 @@ impl Shared {
 
     pub(super) fn set_counts(&self, counts: Counts) {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+    }
+
+    pub(super) fn set_failed(&self, failed: Option<StoreError>) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+    }
+
+    pub(super) fn failed(&self) -> Option<StoreError> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn fault(&self, error: &redb::Error) -> StoreError {

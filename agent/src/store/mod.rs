@@ -185,6 +185,12 @@ impl Journal {
         self.inner.shared.counts()
     }
 
+    /// Why the last change could not be made durable; the next one tries again.
+    #[must_use]
+    pub fn last_error(&self) -> Option<StoreError> {
+        self.inner.shared.failed()
+    }
+
     /// Every change from now on. A slow reader loses the oldest and is told so.
     #[must_use]
     pub fn changes(&self) -> broadcast::Receiver<Entry> {

@@ -57,6 +57,7 @@ fn serve(shared: &Shared, batch: Vec<Command>) {
     let (ops, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|c| (c.op, c.reply)).unzip();
     match commit(shared, &ops) {
         Ok(answers) => {
+            shared.set_failed(None);
             for (op, answer) in ops.into_iter().zip(&answers) {
                 if let (Op::Admit(entry), Ok(Answer::Admitted(Admission::New)))
                 | (Op::Update(entry), Ok(Answer::Done)) = (op, answer)
@@ -72,6 +73,7 @@ fn serve(shared: &Shared, batch: Vec<Command>) {
         }
         Err(error) => {
             tracing::error!(%error, changes = replies.len(), "journal commit failed");
+            shared.set_failed(Some(error.clone()));
             for reply in replies {
                 let _gone = reply.send(Err(error.clone()));
             }

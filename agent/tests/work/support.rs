@@ -20,7 +20,7 @@ use jtnt_agent::{
     gate::{self, Gate, InForce},
     hub::{Address, HubClient, HubConfig},
     identity::{self, Identity, Paths},
-    jobs::{Config, Deps, Jobs},
+    jobs::{Config, Deps, Jobs, Refresh},
     platform::{paths::resolve, process::PlainLauncher, users::own_uid},
     runtime::{
         clock::{SharedClock, SystemClock},
@@ -165,6 +165,7 @@ impl Site {
             metrics: metrics.clone(),
             tasks: tasks.clone(),
             launcher: Arc::new(PlainLauncher),
+            refresh_policy: Refresh(Arc::new(|| Box::pin(std::future::ready(())))),
         };
         let (jobs, work) = Jobs::build(deps, Config { uid_range: own_uids(), ..Config::default() });
         tasks.spawn("jobs", Class::Essential, work.run(tasks.shutdown()));

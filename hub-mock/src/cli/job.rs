@@ -26,7 +26,12 @@ use super::{
     args::{JobCommand, JobOptions},
     output::table,
 };
-use crate::{control::Enqueue, error::HubError, routes::uploads::CHUNK_BYTES, view::JobView};
+use crate::{
+    control::{CurrentPolicy, Enqueue},
+    error::HubError,
+    routes::uploads::CHUNK_BYTES,
+    view::JobView,
+};
 
 /// Uploads are stored under this name, there is only one a job.
 const UPLOAD_NAME: &str = "file";
@@ -94,6 +99,9 @@ async fn submit(
     let operator = desk.operator()?;
     let mut job = operator.job(&agent_id, work)?;
     job.limits.timeout_seconds = options.timeout;
+    // Whoever publishes a policy and then signs a job means the job to meet that policy.
+    let current: CurrentPolicy = desk.client.get("/control/v1/policy").await?;
+    job.min_policy_version = current.version;
     let wish = Enqueue { agent_id, envelope: operator.sign_job(&job) };
     let taken: JobView = desk.client.post("/control/v1/jobs", &wish).await?;
     if !options.wait {

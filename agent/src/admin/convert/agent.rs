@@ -143,6 +143,9 @@ fn advice(
     if let Some(error) = s.audit.head().error {
         say("AUDIT_NOT_WRITABLE", format!("{error}; no job starts"), "df -h");
     }
+    if let Some(error) = s.journal.last_error() {
+        say("JOURNAL_NOT_WRITABLE", format!("{error}; no job is taken"), "df -h");
+    }
     match fault {
         Some(IdentityError::NotEnrolled) => say(
             "NOT_ENROLLED",
@@ -161,10 +164,10 @@ fn advice(
             let message = checks.certificates.message.clone();
             say("CERTIFICATE", message, "jtntctl cert plan");
         }
+        // A hub that is away is the reason for a policy that is not fresh.
         if let Some(error) = s.heartbeat.borrow().last_error.clone() {
             say("HUB_UNREACHABLE", error, "jtntctl test-connection");
-        }
-        if let Some(error) = s.keeper.standing().last_error {
+        } else if let Some(error) = s.keeper.standing().last_error {
             say("POLICY_NOT_FRESH", error, "jtntctl policy refresh");
         }
         if checks.policy.status != Mark::Pass {

@@ -13,7 +13,7 @@ use tokio::{
 };
 use tonic::{Code, Request, Response};
 
-use super::{Answer, Deps, Many, blocking};
+use super::{Answer, Deps, Many, blocking, while_running};
 use crate::{
     admin::{convert, error, guard::caller_of, methods},
     audit::{Head, Record},
@@ -52,10 +52,11 @@ impl AgentService for Agent {
         _: Request<pb::WatchStatusRequest>,
     ) -> Answer<Self::WatchStatusStream> {
         let watch = Watch::of(self.overview().clone());
-        Ok(Response::new(Box::pin(stream::unfold(watch, |mut watch| async move {
+        let all = stream::unfold(watch, |mut watch| async move {
             let status = Some(watch.next().await?);
             Some((Ok(pb::WatchStatusResponse { status }), watch))
-        }))))
+        });
+        Ok(Response::new(while_running(&self.0, all)))
     }
 
     async fn get_health(&self, _: Request<pb::GetHealthRequest>) -> Answer<pb::GetHealthResponse> {

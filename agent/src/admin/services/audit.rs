@@ -20,7 +20,7 @@ use tokio::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Answer, Deps, Many, blocking};
+use super::{Answer, Deps, Many, blocking, while_running};
 use crate::{
     admin::error,
     audit::{
@@ -102,9 +102,10 @@ impl AuditService for Audit {
         let begun = blocking(move || Follow::begin(&dir, wanted)).await?;
         let (last, follow) = begun.map_err(unreadable)?;
         let tail = Tail { head, follow: Some(follow), ready: last.into() };
-        Ok(Response::new(Box::pin(stream::try_unfold(tail, |mut tail| async {
+        let all = stream::try_unfold(tail, |mut tail| async {
             Ok(tail.next().await?.map(|line| (pb::TailLinesResponse { line }, tail)))
-        }))))
+        });
+        Ok(Response::new(while_running(&self.0, all)))
     }
 
     async fn verify_log(

@@ -7,7 +7,7 @@ use jtnt_proto::admin::v1::{self as pb, JobState, job_service_server::JobService
 use tokio::sync::{broadcast, watch};
 use tonic::{Code, Request, Response, Status};
 
-use super::{Answer, Deps, Many};
+use super::{Answer, Deps, Many, while_running};
 use crate::{
     admin::{convert, error, guard::caller_of},
     domain::{ids::JobId, job::Entry},
@@ -74,9 +74,10 @@ impl JobService for Job {
         let (id, _) = self.find(&job_id)?;
         let growth = if follow { self.0.jobs.follow_output(&id) } else { None };
         let log = Log { jobs: self.0.jobs.clone(), id, growth, next: [0, 0], turn: 0, idle: 0 };
-        Ok(Response::new(Box::pin(stream::try_unfold(log, |mut log| async move {
+        let all = stream::try_unfold(log, |mut log| async move {
             Ok(log.next().await?.map(|part| (part, log)))
-        }))))
+        });
+        Ok(Response::new(while_running(&self.0, all)))
     }
 
     async fn cancel_job(
@@ -102,7 +103,7 @@ impl JobService for Job {
         let mut first = self.journal().recent(DEFAULT_PAGE, &|_| true).map_err(error::store)?;
         first.reverse();
         let state = (VecDeque::from(first), changes);
-        Ok(Response::new(Box::pin(stream::try_unfold(state, |(mut first, mut changes)| async {
+        let all = stream::try_unfold(state, |(mut first, mut changes)| async {
             let entry = match first.pop_front() {
                 Some(entry) => entry,
                 None => match changes.recv().await {
@@ -116,7 +117,8 @@ impl JobService for Job {
             };
             let job = Some(convert::job(&entry));
             Ok(Some((pb::WatchJobsResponse { job }, (first, changes))))
-        }))))
+        });
+        Ok(Response::new(while_running(&self.0, all)))
     }
 }
 

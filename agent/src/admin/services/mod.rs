@@ -9,7 +9,7 @@ mod policy;
 
 use std::pin::Pin;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _, stream};
 use jtnt_proto::admin::{
     DESCRIPTORS,
     v1::{
@@ -18,7 +18,7 @@ use jtnt_proto::admin::{
         job_service_server::JobServiceServer, policy_service_server::PolicyServiceServer,
     },
 };
-use tonic::{Response, Status, server::NamedService, service::Routes};
+use tonic::{Code, Response, Status, server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::{Deps, error};
@@ -95,6 +95,30 @@ pub(super) async fn tell_readiness(reporter: HealthReporter, deps: &Deps) {
 
 const fn name_of<S: NamedService>(_: &S) -> &'static str {
     S::NAME
+}
+
+/// Items that come for as long as the agent runs. A stop is told, so that whoever listens can tell
+/// it from the end of what there is to say, and from a connection that broke.
+fn while_running<T: Send + 'static>(
+    deps: &Deps,
+    items: impl Stream<Item = Result<T, Status>> + Send + 'static,
+) -> Many<T> {
+    let going_on = Some((deps.tasks.shutdown(), Box::pin(items)));
+    Box::pin(stream::unfold(going_on, |going_on| async {
+        let (stop, mut items) = going_on?;
+        let item = tokio::select! {
+            biased;
+            () = stop.cancelled() => None,
+            item = items.next() => Some(item?),
+        };
+        Some(match item {
+            Some(item) => (item, Some((stop, items))),
+            None => {
+                let why = "the agent is stopping";
+                (Err(error::status(Code::Unavailable, "STOPPING", why)), None)
+            }
+        })
+    }))
 }
 
 /// Runs what reads files or asks the user database on a thread that may wait.

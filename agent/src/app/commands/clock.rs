@@ -29,7 +29,7 @@ pub(in crate::app) async fn run(
 ) -> Result<Exit, Failure> {
     let Clock::Reset = command;
     let config = load_or_default(&path).map_err(|e| failure(&e))?;
-    let _held = Held::take(&config, "clock reset")?;
+    let _held = Held::take(&config, "clock reset").await?;
     let clock: SharedClock = Arc::new(SystemClock);
     let entropy: SharedEntropy = Arc::new(SystemEntropy);
     let (_, audit) = open_audit(&config, &TimeZone::system(), &clock, &entropy)?;
