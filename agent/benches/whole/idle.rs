@@ -1,4 +1,5 @@
 //! An enrolled agent with nothing to do: heartbeats every 30 s, a long poll, all listeners up.
+//! Looked at every second, since it needs more while it speaks to the hub than between.
 
 use std::{
     process::{Command, Stdio},
@@ -22,14 +23,25 @@ const MAX_CPU_PERCENT: f64 = 0.05;
 pub(crate) async fn measure(agent: &Agent, seconds: u64, table: &mut Table) -> Outcome<()> {
     sleep(SETTLE.min(Duration::from_secs(seconds))).await;
     let before = agent.cpu()?;
-    sleep(Duration::from_secs(seconds)).await;
+    let (mut pss, mut threads) = (Vec::new(), 0);
+    for _ in 0..seconds {
+        sleep(Duration::from_secs(1)).await;
+        pss.push(agent.pss()?);
+        threads = threads.max(agent.threads()?);
+    }
     let cpu = agent.cpu()?.saturating_sub(before);
-    let (pss, threads) = (agent.pss()?, agent.threads()?);
+    pss.sort_unstable();
+    let most = pss.last().copied().unwrap_or_default();
+    let pss = pss.get(pss.len() / 2).copied().unwrap_or_default();
     let percent = cpu.as_secs_f64() / Duration::from_secs(seconds).as_secs_f64() * 100.0;
 
-    let row = Row::new("idle: PSS", mib(pss)).goal("6 MiB", pss <= MAX_PSS_KIB);
-    table.show(row.limit(format!("a sleeping process in C {}", mib(sleeping().await?))));
-    let row = Row::new("idle: threads", threads.to_string()).goal("4", threads <= MAX_THREADS);
+    let limit = format!("a sleeping process in C {}", mib(sleeping().await?));
+    let row = Row::new("idle: PSS, median", mib(pss)).goal("6 MiB", pss <= MAX_PSS_KIB);
+    table.show(row.limit(&limit));
+    let row = Row::new("idle: PSS, most", mib(most)).goal("6 MiB", most <= MAX_PSS_KIB);
+    table.show(row.limit(limit));
+    let row =
+        Row::new("idle: threads, most", threads.to_string()).goal("4", threads <= MAX_THREADS);
     table.show(row.limit("1"));
     let row = Row::new(format!("idle: CPU over {seconds} s"), format!("{percent:.3} %"));
     table.show(row.goal("0.05 %", percent <= MAX_CPU_PERCENT).limit("0"));

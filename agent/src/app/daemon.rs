@@ -34,9 +34,8 @@ use crate::{
 const DRAIN: Duration = Duration::from_millis(4500);
 /// How much of the trusted time a power cut may cost.
 const SAVE_TIME: Duration = Duration::from_mins(2);
-/// When a start counts as over, and how often memory is given back from then on.
-const AFTER_START: Duration = Duration::from_secs(5);
-const GIVE_BACK: Duration = Duration::from_mins(5);
+/// How long after work its memory is given back, at most.
+const REST: Duration = Duration::from_secs(10);
 /// The audit log's retention is looked after at this local time.
 const AUDIT_CLEAN_AT: Time = Time::constant(2, 30, 0, 0);
 
@@ -176,7 +175,7 @@ fn spawn_upkeep(core: &Core, watchdog: Option<Duration>, socket: Option<&str>) {
             }
         }
     });
-    tasks.spawn("memory", Class::Essential, give_memory_back(stop.clone()));
+    tasks.spawn("memory", Class::OneShot, give_memory_back(stop.clone()));
     if let (Some(every), Ok(notify)) = (watchdog, Notify::new(socket)) {
         tasks.spawn("watchdog", Class::Essential, async move {
             while !stop.is_cancelled() {
@@ -190,17 +189,23 @@ fn spawn_upkeep(core: &Core, watchdog: Option<Duration>, socket: Option<&str>) {
     }
 }
 
+/// A resting agent keeps little but what it knows.
 async fn give_memory_back(stop: CancellationToken) {
-    let mut pause = AFTER_START;
+    let mut spare = None;
     loop {
         tokio::select! {
-            () = sleep(pause) => {}
+            () = sleep(REST) => {}
             () = stop.cancelled() => return,
         }
-        if let Err(error) = memory::give_back() {
-            tracing::debug!(%error, "memory is kept");
+        let given = match &mut spare {
+            Some(spare) => memory::Spare::give_back(spare),
+            // Not before the start is over: until then the loader may still change pages.
+            none => memory::Spare::find().and_then(|found| none.insert(found).give_back()),
+        };
+        if let Err(error) = given {
+            tracing::warn!(%error, "the memory of past work is kept");
+            return;
         }
-        pause = GIVE_BACK;
     }
 }
 
