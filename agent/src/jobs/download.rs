@@ -28,10 +28,15 @@ use super::{
     users::Identity,
 };
 use crate::{
-    domain::ids::JobId, gate::Destination, hub::HubClient, platform::account::with_rights_of,
+    domain::ids::JobId,
+    gate::Destination,
+    hub::HubClient,
+    platform::{account::with_rights_of, host},
 };
 
 const CHUNK_BYTES: usize = 256 * 1024;
+/// What is handed to the disk at once.
+const BEHIND_BYTES: u64 = 8 << 20;
 /// Permissions of a file whose job names none.
 const DEFAULT_MODE: u32 = 0o600;
 
@@ -154,15 +159,17 @@ struct Received {
     memory: Vec<u8>,
     hash: Sha256,
     bytes: u64,
+    /// How many of them were handed to the disk already.
+    behind: u64,
 }
 
 impl Received {
     fn into_file(file: File) -> Self {
-        Self { file: Some(file), memory: Vec::new(), hash: Sha256::new(), bytes: 0 }
+        Self { file: Some(file), memory: Vec::new(), hash: Sha256::new(), bytes: 0, behind: 0 }
     }
 
     fn into_memory() -> Self {
-        Self { file: None, memory: Vec::new(), hash: Sha256::new(), bytes: 0 }
+        Self { file: None, memory: Vec::new(), hash: Sha256::new(), bytes: 0, behind: 0 }
     }
 
     fn take(mut self, bytes: Vec<u8>) -> io::Result<(Self, Vec<u8>)> {
@@ -172,7 +179,20 @@ impl Received {
         }
         self.hash.update(&bytes);
         self.bytes += bytes.len() as u64;
+        self.write_behind();
         Ok((self, bytes))
+    }
+
+    /// Or the sync at the end would wait for the whole file, while the disk had nothing to do
+    /// before.
+    fn write_behind(&mut self) {
+        let ready = self.bytes - self.behind;
+        if let Some(file) = &self.file
+            && ready >= BEHIND_BYTES
+        {
+            host::write_behind(file, self.behind, ready);
+            self.behind = self.bytes;
+        }
     }
 }
 
@@ -286,6 +306,21 @@ mod tests {
             assert_eq!(received.memory, bytes);
             assert_eq!(Hash(received.hash.finalize().into()), Hash::of(&bytes));
         }
+    }
+
+    #[test]
+    fn a_large_file_is_written_behind_and_stays_whole() {
+        let mut file = tempfile::tempfile().unwrap();
+        let mut received = Received::into_file(file.try_clone().unwrap());
+        let chunk = vec![7; CHUNK_BYTES];
+        while received.behind == 0 {
+            (received, _) = received.take(chunk.clone()).unwrap();
+        }
+        assert_eq!(received.behind, BEHIND_BYTES);
+        let mut whole = Vec::new();
+        std::io::Seek::rewind(&mut file).unwrap();
+        std::io::Read::read_to_end(&mut file, &mut whole).unwrap();
+        assert!(whole.len() as u64 == BEHIND_BYTES && whole.iter().all(|b| *b == 7));
     }
 
     #[tokio::test]

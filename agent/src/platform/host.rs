@@ -30,6 +30,20 @@ pub fn process_collector() -> Option<Box<dyn prometheus::core::Collector>> {
     None
 }
 
+/// Asks the system to write these bytes of a file to the disk now, behind us, and to keep no copy
+/// in memory. Only a hint: what must be durable is still synced.
+#[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux is asked"))]
+pub fn write_behind(file: &fs::File, offset: u64, length: u64) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{Advice, fadvise};
+        let length = std::num::NonZeroU64::new(length);
+        if let Err(error) = fadvise(file, offset, length, Advice::DontNeed) {
+            tracing::debug!(%error, "a file is not written behind");
+        }
+    }
+}
+
 /// Keeps this process's memory, keys included, from ever being written to a core file.
 ///
 /// # Errors
