@@ -310,6 +310,7 @@ mod tests {
 
     #[test]
     fn a_large_file_is_written_behind_and_stays_whole() {
+        use io::{Read as _, Seek as _};
         let mut file = tempfile::tempfile().unwrap();
         let mut received = Received::into_file(file.try_clone().unwrap());
         let chunk = vec![7; CHUNK_BYTES];
@@ -318,8 +319,8 @@ mod tests {
         }
         assert_eq!(received.behind, BEHIND_BYTES);
         let mut whole = Vec::new();
-        std::io::Seek::rewind(&mut file).unwrap();
-        std::io::Read::read_to_end(&mut file, &mut whole).unwrap();
+        file.rewind().unwrap();
+        file.read_to_end(&mut whole).unwrap();
         assert!(whole.len() as u64 == BEHIND_BYTES && whole.iter().all(|b| *b == 7));
     }
 
