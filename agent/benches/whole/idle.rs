@@ -37,14 +37,14 @@ pub(crate) async fn measure(agent: &Agent, seconds: u64, table: &mut Table) -> O
 
     let limit = format!("a sleeping process in C {}", mib(sleeping().await?));
     let row = Row::new("idle: PSS, median", mib(pss)).goal("6 MiB", pss <= MAX_PSS_KIB);
-    table.show(row.limit(&limit));
+    table.show(&row.limit(&limit));
     let row = Row::new("idle: PSS, most", mib(most)).goal("6 MiB", most <= MAX_PSS_KIB);
-    table.show(row.limit(limit));
+    table.show(&row.limit(limit));
     let row =
         Row::new("idle: threads, most", threads.to_string()).goal("4", threads <= MAX_THREADS);
-    table.show(row.limit("1"));
+    table.show(&row.limit("1"));
     let row = Row::new(format!("idle: CPU over {seconds} s"), format!("{percent:.3} %"));
-    table.show(row.goal("0.05 %", percent <= MAX_CPU_PERCENT).limit("0"));
+    table.show(&row.goal("0.05 %", percent <= MAX_CPU_PERCENT).limit("0"));
     Ok(())
 }
 

@@ -34,17 +34,17 @@ pub(crate) async fn measure(
     }
     let cpu = agent.cpu()?.saturating_sub(before) / count(sequential);
     let (p50, p99) = (percentile(&mut times, 50), percentile(&mut times, 99));
-    table.show(Row::new("job, one by one: p50", ms(p50)).goal("5 ms", p50 <= P50).limit(&limit));
-    table.show(Row::new("job, one by one: p99", ms(p99)).goal("12 ms", p99 <= P99).limit(&limit));
-    table.show(Row::new("  agent's CPU a job", ms(cpu)));
+    table.show(&Row::new("job, one by one: p50", ms(p50)).goal("5 ms", p50 <= P50).limit(&limit));
+    table.show(&Row::new("job, one by one: p99", ms(p99)).goal("12 ms", p99 <= P99).limit(&limit));
+    table.show(&Row::new("  agent's CPU a job", ms(cpu)));
 
     let before = agent.cpu()?;
     let rate = many(site, burst).await?;
     let cpu = agent.cpu()?.saturating_sub(before) / count(burst);
     let row = Row::new(format!("job, {IN_FLIGHT} in flight"), format!("{rate:.0} /s"));
-    table.show(row.goal("500 /s", rate >= PER_SECOND).limit(&limit));
-    table.show(Row::new("  agent's CPU a job", ms(cpu)));
-    table.show(Row::new("  PSS afterwards", mib(agent.pss()?)));
+    table.show(&row.goal("500 /s", rate >= PER_SECOND).limit(&limit));
+    table.show(&Row::new("  agent's CPU a job", ms(cpu)));
+    table.show(&Row::new("  PSS afterwards", mib(agent.pss()?)));
     Ok(())
 }
 

@@ -111,7 +111,7 @@ async fn run(wish: &Wish) -> Outcome<()> {
     if wish.has(Part::Size) {
         let bytes = std::fs::metadata(&program)?.len();
         let row = Row::new("binary, stripped", table::mb(bytes)).goal("7 MB", bytes <= 7_000_000);
-        table.show(row);
+        table.show(&row);
     }
     let site = Site::new(&program).await?;
     if wish.has(Part::Start) {

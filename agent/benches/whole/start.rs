@@ -23,7 +23,7 @@ pub(crate) async fn measure(site: &Site, starts: usize, table: &mut Table) -> Ou
     }
     let (median, late) = (percentile(&mut times, 50), percentile(&mut times, 90));
     let row = Row::new("exec to ready, median", ms(median)).goal("25 ms", median <= GOAL);
-    table.show(row.limit(format!("fork+exec {}", ms(limits::fork_exec()?))));
-    table.show(Row::new(format!("exec to ready, 90th of {starts}"), ms(late)));
+    table.show(&row.limit(format!("fork+exec {}", ms(limits::fork_exec()?))));
+    table.show(&Row::new(format!("exec to ready, 90th of {starts}"), ms(late)));
     Ok(())
 }

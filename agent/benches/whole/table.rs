@@ -37,7 +37,7 @@ pub(crate) struct Table {
 
 impl Table {
     #[expect(clippy::print_stdout, reason = "the table is what the benchmark is for")]
-    pub(crate) fn show(&mut self, row: Row) {
+    pub(crate) fn show(&mut self, row: &Row) {
         let line = |what: &str, seen: &str, goal: &str, word: &str, limit: &str| {
             println!("{what:<38} {seen:>14}  {goal:>10}  {word:<4}  {limit}");
         };

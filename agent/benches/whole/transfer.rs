@@ -61,9 +61,9 @@ fn show(table: &mut Table, what: &str, size_mib: usize, seen: (Duration, Duratio
     let part = rate(took) / rate(best);
     let row = Row::new(format!("{what} of {size_mib} MiB"), format!("{:.0} MiB/s", rate(took)));
     let row = row.goal("60 % curl", part >= LEAST_OF_CURL);
-    table.show(row.limit(format!("curl {:.0} MiB/s: {:.0} % of it", rate(best), part * 100.0)));
+    table.show(&row.limit(format!("curl {:.0} MiB/s: {:.0} % of it", rate(best), part * 100.0)));
     let row = Row::new(format!("  PSS grown by, {what}"), mib(grown));
-    table.show(row.goal("16 MiB", grown < MAX_GROWTH_KIB));
+    table.show(&row.goal("16 MiB", grown < MAX_GROWTH_KIB));
 }
 
 /// Runs a transfer while it looks at the agent's memory.

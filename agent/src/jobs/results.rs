@@ -115,8 +115,9 @@ impl Window {
 }
 
 impl Core {
-    /// Ends a job: result, audit line and journal become durable side by side. Whichever a crash
-    /// leaves out is made again from the others.
+    /// Ends a job: result, audit line and journal become durable one after the other. A crash in
+    /// between leaves the result, from which the next start makes the same line and record again;
+    /// side by side, a line could be all that is left, and a second one contradict it.
     pub(super) async fn conclude(
         &self,
         mut entry: Entry,
@@ -143,14 +144,11 @@ impl Core {
         if let Some(artifact) = artifact {
             record = record.detail("artifact_sha256", artifact.sha256.to_string());
         }
-        let (stored, (), journaled) = tokio::join!(
-            self.store_result(&entry, body),
-            self.log(record),
-            self.deps.journal.update(entry.clone()),
-        );
-        if let Err(error) = stored {
+        if let Err(error) = self.store_result(&entry, body).await {
             tracing::error!(%error, job_id = %entry.job_id, "a result will go without its output");
         }
+        self.log(record).await;
+        let journaled = self.deps.journal.update(entry.clone()).await;
         let status = status_name(ended.outcome);
         self.deps.metrics.jobs_executed.with_label_values(&[entry.kind.as_str(), status]).inc();
         journaled?;

@@ -457,11 +457,13 @@ fn user_of(pid: u32) -> Option<u32> {
 /// A process that forks while it is looked for is found by the next look.
 fn kill_where(is_wanted: impl Fn(u32) -> bool) -> usize {
     const LOOKS: usize = 16;
-    let mut ended = 0;
+    let (mut ended, mut in_vain) = (0, 0);
     for _ in 0..LOOKS {
         let found = processes().filter(|pid| kill_one(*pid, &is_wanted)).count();
         ended += found;
-        if found == 0 {
+        // In the middle of its exec a process has no environment: one look in vain says little.
+        in_vain = if found == 0 { in_vain + 1 } else { 0 };
+        if in_vain == 2 {
             break;
         }
     }

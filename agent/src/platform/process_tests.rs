@@ -162,7 +162,7 @@ async fn a_polite_signal_can_be_answered_and_a_second_is_not_needed() {
 
 #[tokio::test]
 async fn what_left_the_session_is_found_by_the_jobs_name() {
-    let mut escaped = sh("setsid sh -c 'echo $$; exec sleep 600' & wait");
+    let mut escaped = sh("setsid sh -c 'echo $$; sleep 600; :' & wait");
     escaped.env.insert(JOB_VARIABLE.to_owned(), "t-escaped".to_owned());
     let mut running = PlainLauncher.launch(escaped).unwrap();
     let mut out = File::from(running.stdout);
@@ -198,7 +198,7 @@ async fn as_root_everything_of_a_jobs_user_can_be_ended() {
         return;
     }
     let uid = 65_511;
-    let mut other = sh("setsid sh -c 'echo $$; exec sleep 600' & wait");
+    let mut other = sh("setsid sh -c 'echo $$; sleep 600; :' & wait");
     other.account = Account::numbered(uid);
     let mut running = PlainLauncher.launch(other).unwrap();
     let mut out = File::from(running.stdout);
