@@ -45,13 +45,12 @@ impl Table {
             self.begun = true;
             line("what", "measured", "goal", "", "this machine's limit");
         }
-        let Row { what, seen, goal, limit } = row;
-        let (goal, word) = match goal {
-            Some((goal, true)) => (goal, "ok"),
-            Some((goal, false)) => (goal, "OVER"),
-            None => (String::new(), ""),
+        let (goal, word) = match &row.goal {
+            Some((goal, true)) => (goal.as_str(), "ok"),
+            Some((goal, false)) => (goal.as_str(), "OVER"),
+            None => ("", ""),
         };
-        line(&what, &seen, &goal, word, &limit);
+        line(&row.what, &row.seen, goal, word, &row.limit);
     }
 }
 
