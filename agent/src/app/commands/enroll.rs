@@ -1,8 +1,10 @@
 //! `enroll`: the options become one errand, whose outcome is told in full.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use jtntctl::{Exit, Failure, Io};
+use jtnt_proto::admin::v1::{ReloadRequest, agent_service_client::AgentServiceClient};
+use jtntctl::{Exit, Failure, Io, Target};
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::{config::failure, print};
@@ -24,6 +26,8 @@ use crate::{
 
 /// A token is a short text; a file that holds more than this is none.
 const MAX_TOKEN_BYTES: u64 = 4096;
+/// How long a running agent may take to hear of the identity.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(in crate::app) async fn run(
     asked: Enroll,
@@ -63,7 +67,26 @@ pub(in crate::app) async fn run(
         .map_err(|e| Failure::new(Exit::Io, "make the metrics", e.to_string()))?;
     let deps = Deps { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy), metrics };
     let enrolled = Box::pin(enrol::enroll(options, deps)).await.map_err(|e| of_enrol(&e))?;
-    print(io, &told(&enrolled, &before))
+    let next = next_step(&before).await;
+    print(io, &told(&enrolled, next))
+}
+
+/// A running agent takes the identity up at once when it is told to; it looks by itself, too.
+async fn next_step(config: &Config) -> &'static str {
+    let lock = Lock::take(&config.paths().lock(), "enrolment");
+    if !matches!(lock, Err(LockError::Held { .. })) {
+        return "Start the agent: sudo jtnt-agent service start, or jtnt-agent run in the foreground";
+    }
+    let told = async {
+        let agent = Target::Socket(config.admin_socket.clone()).connect().await.ok()?;
+        AgentServiceClient::new(agent).reload(ReloadRequest {}).await.ok()
+    };
+    match timeout(PATIENCE, told).await {
+        Ok(Some(_)) => "The running agent has taken it up: jtnt-agent status",
+        Ok(None) | Err(_) => {
+            "The running agent takes it up within two seconds: jtnt-agent status --watch"
+        }
+    }
 }
 
 fn token(asked: &Enroll, environment: Environment) -> Result<Zeroizing<String>, Failure> {
@@ -97,19 +120,12 @@ fn of_enrol(error: &EnrolError) -> Failure {
     failure
 }
 
-fn told(enrolled: &Enrolled, config: &Config) -> String {
+fn told(enrolled: &Enrolled, next: &str) -> String {
     let source = match enrolled.root_source {
         RootSource::Pinned => "from outside the hub",
         RootSource::TrustedHub => {
             "FROM THE HUB ITSELF: whoever runs the hub can sign anything; for trials only"
         }
-    };
-    let running =
-        matches!(Lock::take(&config.paths().lock(), "enrolment"), Err(LockError::Held { .. }));
-    let next = if running {
-        "The running agent takes it up within two seconds: jtntctl status --watch"
-    } else {
-        "Start the agent: sudo jtnt-agent service start, or jtnt-agent run in the foreground"
     };
     format!(
         "Enrolled.\n\nAgent        {}\nCertificate  {}, valid until {}\nRoot         version {}, \
