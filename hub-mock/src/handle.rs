@@ -165,7 +165,9 @@ impl Handle {
 
     /// Waits until a job has ended.
     pub async fn wait_job(&self, job_id: &str) -> JobView {
-        self.await_job(job_id, |job| job.ended).await
+        let ended =
+            |state: &State| state.jobs.get(job_id).filter(|j| j.has_ended()).map(JobView::of);
+        self.core.await_end(ended).await
     }
 
     /// Waits until `reached` is true of a job.

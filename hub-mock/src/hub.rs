@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use jtnt_proto::{
     bytes::Hash,
     envelope::Envelope,
-    hub::{HeartbeatRequest, Hints, JobsResponse, LeasedJob, MAX_LEASED_JOBS},
+    hub::{HeartbeatRequest, Hints, JobStatusState, JobsResponse, LeasedJob, MAX_LEASED_JOBS},
     identity,
 };
 use tokio::{sync::watch, time::Instant};
@@ -56,6 +56,8 @@ pub(crate) struct Core {
     inner: Mutex<Inner>,
     journal: Journal,
     changes: watch::Sender<u64>,
+    /// Counts ends of jobs, for the many who wait for nothing else.
+    ends: watch::Sender<u64>,
     /// After the journal, which is written to the end before the folder is given up.
     _lock: File,
 }
@@ -107,6 +109,7 @@ impl Core {
             journal,
             _lock: lock,
             changes: watch::Sender::new(0),
+            ends: watch::Sender::new(0),
         }
     }
 
@@ -119,7 +122,24 @@ impl Core {
     /// decided still holds.
     pub(crate) fn record(&self, inner: &mut Inner, event: Event) -> Seq {
         let seq = self.journal.append(&event);
+        let end = match &event {
+            Event::JobEnded { .. } => true,
+            Event::JobReported { status, .. } => status.state == JobStatusState::Rejected,
+            Event::TokenMade { .. }
+            | Event::Enrolled { .. }
+            | Event::CertificateIssued { .. }
+            | Event::CertificateJudged { .. }
+            | Event::OldCertificatesSet { .. }
+            | Event::RootPublished { .. }
+            | Event::PolicyPublished { .. }
+            | Event::JobEnqueued { .. }
+            | Event::CancelSent { .. }
+            | Event::ArtifactStored { .. } => false,
+        };
         inner.state.apply(event);
+        if end {
+            self.ends.send_modify(|n| *n += 1);
+        }
         self.changes.send_modify(|n| *n += 1);
         seq
     }
@@ -136,7 +156,20 @@ impl Core {
 
     /// Looks at the state after every change until `look` has an answer.
     pub(crate) async fn await_state<T>(&self, look: impl Fn(&State) -> Option<T>) -> T {
-        let mut changes = self.changes.subscribe();
+        self.look_after(&self.changes, look).await
+    }
+
+    /// The same after every end of a job.
+    pub(crate) async fn await_end<T>(&self, look: impl Fn(&State) -> Option<T>) -> T {
+        self.look_after(&self.ends, look).await
+    }
+
+    async fn look_after<T>(
+        &self,
+        changes: &watch::Sender<u64>,
+        look: impl Fn(&State) -> Option<T>,
+    ) -> T {
+        let mut changes = changes.subscribe();
         loop {
             changes.borrow_and_update();
             let found = look(&self.lock().state);

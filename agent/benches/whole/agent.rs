@@ -92,13 +92,7 @@ impl Agent {
 
     /// What all threads have used of a processor.
     pub(crate) fn cpu(&self) -> Outcome<Duration> {
-        let mut nanos = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let text = fs::read_to_string(task?.path().join("schedstat"))?;
-            let ran = text.split_whitespace().next().unwrap_or_default();
-            nanos += ran.parse::<u64>()?;
-        }
-        Ok(Duration::from_nanos(nanos))
+        cpu(self.child.id())
     }
 
     /// Ends it as a service manager would.
@@ -137,6 +131,17 @@ async fn get(address: SocketAddr, path: &str) -> Option<()> {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.ok()?;
     answer.starts_with(b"HTTP/1.1 ").then_some(())
+}
+
+/// What the threads of a process have used of a processor.
+pub(crate) fn cpu(pid: u32) -> Outcome<Duration> {
+    let mut nanos = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        let ran = text.split_whitespace().next().unwrap_or_default();
+        nanos += ran.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanos))
 }
 
 pub(crate) fn pss(pid: u32) -> Outcome<u64> {

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     Outcome,
-    agent::Agent,
+    agent::{Agent, cpu},
     limits::Limits,
     site::{PATIENCE, Site, exec_true},
     table::{Row, Table, mib, ms, percentile},
@@ -27,29 +27,33 @@ pub(crate) async fn measure(
     table: &mut Table,
 ) -> Outcome<()> {
     let limit = Limits::measure(site.dir.path())?.text();
-    let before = agent.cpu()?;
+    let (before, hub) = (agent.cpu()?, cpu(std::process::id())?);
     let mut times = Vec::with_capacity(sequential);
     for _ in 0..sequential {
         times.push(one(site).await?);
     }
-    let cpu = agent.cpu()?.saturating_sub(before) / count(sequential);
+    let used = agent.cpu()?.saturating_sub(before) / count(sequential);
+    let hubs = cpu(std::process::id())?.saturating_sub(hub) / count(sequential);
     let (p50, p99) = (percentile(&mut times, 50), percentile(&mut times, 99));
     table.show(&Row::new("job, one by one: p50", ms(p50)).goal("5 ms", p50 <= P50).limit(&limit));
     table.show(&Row::new("job, one by one: p99", ms(p99)).goal("12 ms", p99 <= P99).limit(&limit));
-    table.show(&Row::new("  agent's CPU a job", ms(cpu)));
+    table.show(&Row::new("  agent's CPU a job", ms(used)));
+    table.show(&Row::new("  hub's and operator's", ms(hubs)));
 
-    let before = agent.cpu()?;
+    let (before, hub) = (agent.cpu()?, cpu(std::process::id())?);
     let rate = many(site, burst).await?;
-    let cpu = agent.cpu()?.saturating_sub(before) / count(burst);
+    let used = agent.cpu()?.saturating_sub(before) / count(burst);
+    let hubs = cpu(std::process::id())?.saturating_sub(hub) / count(burst);
     let row = Row::new(format!("job, {IN_FLIGHT} in flight"), format!("{rate:.0} /s"));
     table.show(&row.goal("500 /s", rate >= PER_SECOND).limit(&limit));
-    table.show(&Row::new("  agent's CPU a job", ms(cpu)));
+    table.show(&Row::new("  agent's CPU a job", ms(used)));
+    table.show(&Row::new("  hub's and operator's", ms(hubs)));
     table.show(&Row::new("  PSS afterwards", mib(agent.pss()?)));
     Ok(())
 }
 
 async fn one(site: &Site) -> Outcome<Duration> {
-    let operator = site.hub.operator()?;
+    let operator = &site.operator;
     let job = operator.job(&site.agent_id, exec_true())?;
     let (envelope, path) = (operator.sign_job(&job), format!("/api/v1/jobs/{}/result", job.job_id));
     let begun = Instant::now();

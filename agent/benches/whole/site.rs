@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use jtnt_hub_mock::{Handle, Hub, JobView};
+use jtnt_hub_mock::{Handle, Hub, JobView, operator::Operator};
 use jtnt_proto::{
     job::{Exec, Work},
     policy::Policy,
@@ -29,6 +29,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// What outlives a run of the agent.
 pub(crate) struct Site {
     pub(crate) hub: Handle,
+    /// Opened once: its keys are in files.
+    pub(crate) operator: Operator,
     pub(crate) agent_id: String,
     /// Beside the build's output, since a temporary folder is often memory.
     pub(crate) dir: TempDir,
@@ -61,7 +63,8 @@ impl Site {
         write(&dir.path().join("token"), hub.token().await?.as_bytes())?;
         enrol(program, dir.path(), &hub).await?;
         let agent_id = hub.agents().first().ok_or("nobody enrolled")?.agent_id.clone();
-        Ok(Self { hub, agent_id, dir, doors, _room: room, program: program.to_owned() })
+        let operator = hub.operator()?;
+        Ok(Self { hub, operator, agent_id, dir, doors, _room: room, program: program.to_owned() })
     }
 
     pub(crate) fn start(&self) -> Outcome<Agent> {
@@ -75,9 +78,8 @@ impl Site {
 
     /// Signs a job and leaves it at the hub; its id.
     pub(crate) async fn order(&self, work: Work) -> Outcome<String> {
-        let operator = self.hub.operator()?;
-        let job = operator.job(&self.agent_id, work)?;
-        Ok(self.hub.enqueue(&self.agent_id, operator.sign_job(&job)).await?)
+        let job = self.operator.job(&self.agent_id, work)?;
+        Ok(self.hub.enqueue(&self.agent_id, self.operator.sign_job(&job)).await?)
     }
 
     /// The same, and waits for its end, which must be a good one.
