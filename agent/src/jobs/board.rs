@@ -2,7 +2,7 @@
 //! the high lane goes first, but not for ever.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -66,6 +66,8 @@ struct Inner {
     normal: VecDeque<Item>,
     high_in_a_row: u32,
     running: BTreeMap<JobId, Live>,
+    /// Those of `running` whose work is over and whose end is being recorded.
+    over: BTreeSet<JobId>,
 }
 
 impl Board {
@@ -100,9 +102,23 @@ impl Board {
         Some(Grant { item, live, output: sender })
     }
 
+    /// Gives the place of a job whose work is over to the next one. What is left to do for it waits
+    /// for the disk, as fast as the disk allows.
+    pub(super) fn vacate(&self, id: &JobId) {
+        let mut inner = self.lock();
+        if inner.running.contains_key(id) {
+            inner.over.insert(id.clone());
+        }
+        drop(inner);
+        self.moved.notify_waiters();
+    }
+
     /// Forgets a job that ran.
     pub(super) fn end(&self, id: &JobId) {
-        self.lock().running.remove(id);
+        let mut inner = self.lock();
+        inner.running.remove(id);
+        inner.over.remove(id);
+        drop(inner);
         self.moved.notify_waiters();
     }
 
@@ -133,7 +149,7 @@ impl Board {
     /// Jobs that wait, and jobs that run.
     pub(super) fn counts(&self) -> (usize, usize) {
         let inner = self.lock();
-        (inner.waiting(), inner.running.len())
+        (inner.waiting(), inner.running.len() - inner.over.len())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -207,6 +223,20 @@ mod tests {
         board.end(&id("runs"));
         assert!(matches!(board.cancel(&id("runs"), None), Found::Nowhere));
         assert_eq!(board.counts(), (0, 0));
+    }
+
+    #[test]
+    fn a_job_whose_work_is_over_takes_no_place_and_is_still_held() {
+        let board = board(&[("a", Priority::Normal)]);
+        let grant = board.take().unwrap();
+        let id = grant.item.entry.job_id;
+        assert_eq!(board.counts(), (0, 1));
+        board.vacate(&id);
+        assert_eq!((board.counts(), board.holds(&id)), ((0, 0), true));
+        board.end(&id);
+        assert!(!board.holds(&id));
+        board.vacate(&id);
+        assert_eq!(board.counts(), (0, 0), "nobody's place is given away twice");
     }
 
     #[test]

@@ -124,6 +124,7 @@ impl Core {
         ended: Ended,
         caller: Option<Caller>,
     ) -> Result<(), StoreError> {
+        self.board.vacate(&entry.job_id);
         entry.state = State::Finished(ended.outcome);
         entry.finished_at = Some(self.deps.clock.now());
         entry.exit_code = ended.exit_code;
