@@ -27,6 +27,7 @@ use crate::{
         job::{Entry, Reject},
     },
     hub::HubClient,
+    runtime::tasks::Class,
     store::{Admission, StoreError},
     trust::{Keyring, Verified},
 };
@@ -34,6 +35,8 @@ use crate::{
 const WAIT: Duration = Duration::from_secs(30);
 /// Jobs of one answer that are judged at once, so that they share the journal's commits.
 const AT_ONCE: usize = 16;
+/// A job that has ended by then was accepted, as its end tells.
+const NEWS_AFTER: Duration = Duration::from_millis(100);
 /// With more ends of jobs that the hub does not know, no job is taken.
 const MAX_UNDELIVERED: u64 = 10_000;
 /// How often a full agent looks whether it may go on.
@@ -94,13 +97,14 @@ pub(super) async fn take(core: &Arc<Core>, answer: JobsResponse) {
             tracing::error!(%error, "a cancel was not carried out");
         }
     }
+    let mut accepted = Vec::new();
     let jobs = answer.jobs.into_iter().take(MAX_LEASED_JOBS);
     let mut judged = stream::iter(jobs).map(|leased| take_job(core, leased)).buffered(AT_ONCE);
     while let Some(judged) = judged.next().await {
         match judged {
             Ok(Some(item)) => {
                 let at = core.deps.clock.now();
-                core.report(Report::of(&item.entry, JobStatusState::Accepted, at));
+                accepted.push(Report::of(&item.entry, JobStatusState::Accepted, at));
                 core.board.push(item);
             }
             Ok(None) => {}
@@ -108,7 +112,27 @@ pub(super) async fn take(core: &Arc<Core>, answer: JobsResponse) {
             Err(error) => tracing::error!(%error, "a job was not taken"),
         }
     }
+    tell_later(core, accepted);
     core.show();
+}
+
+/// Tells the hub of the jobs that are still there after a moment. Of the others it hears the end
+/// as soon, which says as much.
+fn tell_later(core: &Arc<Core>, accepted: Vec<Report>) {
+    if accepted.is_empty() {
+        return;
+    }
+    let own = Arc::clone(core);
+    let shutdown = core.deps.tasks.shutdown();
+    core.deps.tasks.spawn("job-accepted", Class::OneShot, async move {
+        tokio::select! {
+            () = tokio::time::sleep(NEWS_AFTER) => {}
+            () = shutdown.cancelled() => {}
+        }
+        for report in accepted.into_iter().filter(|report| own.board.holds(report.id())) {
+            own.report(report);
+        }
+    });
 }
 
 /// Judges one job. `None` when there is nothing to run.

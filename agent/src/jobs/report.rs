@@ -50,6 +50,11 @@ impl Report {
         Self { id, status }
     }
 
+    /// The job.
+    pub(super) const fn id(&self) -> &JobId {
+        &self.id
+    }
+
     /// The words of it, for whoever must be sure that they arrive.
     pub(super) fn into_parts(self) -> (JobId, JobStatus) {
         (self.id, self.status)
