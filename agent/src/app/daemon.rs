@@ -21,7 +21,7 @@ use crate::{
     domain::backoff::Backoff,
     heartbeat,
     overview::{Overview, VERSION},
-    platform::{holder, host, memory, notify::Notify, process},
+    platform::{holder, host, memory, notify::Notify, sweep},
     runtime::tasks::Class,
     telemetry::{
         http::{self, Endpoint, Pages},
@@ -106,7 +106,7 @@ async fn record_start(core: &Core) {
     let mut record = Record::of(Event::Startup)
         .detail("version", VERSION)
         .detail("pid", std::process::id())
-        .detail("boot_id", process::boot_id().unwrap_or_default());
+        .detail("boot_id", sweep::boot_id().unwrap_or_default());
     (record.status, record.origin) = (Some(Status::Success), Some("agent"));
     if let Err(error) = core.state.audit.append(record).await {
         tracing::error!(%error, "no job starts until the audit log can be written");
