@@ -46,6 +46,10 @@ impl EnrolError {
         Self::new("BUSY", format!("another enrolment is under way: {why}"), "wait for its end")
     }
 
+    pub(super) fn locked(why: &dyn fmt::Display) -> Self {
+        Self::new("BUSY", why.to_string(), "try again once that process is gone")
+    }
+
     pub(super) fn enrolled(what: &str) -> Self {
         let message = format!("this machine has an identity already: {what}");
         Self::new("ALREADY_ENROLLED", message, "add --force to replace it by a new one")
