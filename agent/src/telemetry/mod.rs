@@ -1,5 +1,6 @@
 //! What the agent tells about itself: logs, metrics, and the two loopback endpoints.
 
+mod guests;
 pub mod http;
 pub mod log;
 pub mod metrics;
