@@ -5,7 +5,7 @@ use std::{cell::RefCell, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::CommandFactory as _;
 use jtntctl::{
-    Channel, Command, Exit, Failure, Global, Host,
+    AGENT_BUSY, Channel, Command, Exit, Failure, Global, Host,
     cli::{Audit, Cache, Cert, Jobs, Policy},
 };
 
@@ -102,7 +102,9 @@ impl AgentHost {
 
 impl Host for AgentHost {
     async fn connect(&self, global: &Global) -> Result<Channel, Failure> {
-        match global.socket.connect().await {
+        match global.socket.connect(global.patience()).await {
+            // A busy agent runs, and has its files to itself.
+            Err(failure) if failure.reason.as_deref() == Some(AGENT_BUSY) => Err(failure),
             Err(failure) if failure.exit == Exit::Unreachable && self.alone => {
                 Box::pin(self.alone()).await
             }

@@ -78,7 +78,7 @@ async fn next_step(config: &Config) -> &'static str {
         return "Start the agent: sudo jtnt-agent service start, or jtnt-agent run in the foreground";
     }
     let told = async {
-        let agent = Target::Socket(config.admin_socket.clone()).connect().await.ok()?;
+        let agent = Target::Socket(config.admin_socket.clone()).connect(PATIENCE).await.ok()?;
         AgentServiceClient::new(agent).reload(ReloadRequest {}).await.ok()
     };
     match timeout(PATIENCE, told).await {
