@@ -10,7 +10,10 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Exit, Failure};
+use crate::{
+    Exit, Failure,
+    failure::{self, cause},
+};
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/jtnt-agent/admin.sock";
@@ -69,15 +72,6 @@ impl Target {
     }
 }
 
-/// tonic's own text is "transport error"; what happened stands at the end of the chain.
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
-}
-
 /// A channel over a stream that is connected already; `name` is what messages call its other end.
 ///
 /// # Errors
@@ -97,7 +91,11 @@ where
         .connect_with_connector(connector)
         .await
         .map_err(|error| {
-            Failure::new(Exit::Unreachable, format!("speak to {name}"), cause(&error))
+            let what = format!("speak to {name}");
+            if failure::is_cut(&error) {
+                return Failure::cut(what, &error);
+            }
+            Failure::new(Exit::Unreachable, what, cause(&error))
                 .advise("is it the admin socket of a JTNT agent?")
         })
 }

@@ -175,6 +175,17 @@ async fn a_refusal_says_who_is_missing_what_and_where_it_is_set() {
 }
 
 #[tokio::test]
+async fn a_user_that_is_not_mapped_is_told_so_whatever_its_groups() {
+    let agent = Agent::new().await;
+    let channel = agent.channel(users::UNMAPPED_UID, ADMINS).await;
+    let mut client = pb::agent_service_client::AgentServiceClient::new(channel);
+    let refused = client.get_status(pb::GetStatusRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(reason(&refused).as_deref(), Some("USER_NOT_MAPPED"));
+    assert!(refused.message().contains("uid 65534"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn each_change_is_recorded_with_its_caller_and_a_refused_one_is_not() {
     let agent = Agent::new().await;
     let changes: Vec<_> = METHODS.iter().filter(|m| m.trail == Trail::Change).collect();
