@@ -94,6 +94,11 @@ fn read(file: &Path, operator: Option<&Operator>) -> Result<Policy, HubError> {
 
 #[cfg(test)]
 mod tests {
+    use jtnt_proto::{
+        bytes::Hash,
+        policy::{Access, Effect},
+    };
+
     use super::*;
 
     fn read_text(text: &str) -> Result<Policy, HubError> {
@@ -110,6 +115,16 @@ mod tests {
         let policy = read_text(&TEMPLATE.replace("EXPIRES_AT", &expires)).unwrap();
         assert_eq!(lint::faults(&policy, clock::now()), Vec::<String>::new());
         assert!(TEMPLATE.contains("\"require_enforcement\""));
+        // One rule for each type of job: the README runs the script.
+        assert_eq!(policy.script[0].sha256, Some(Hash::of(b"df -h /\n")));
+        for access in [Access::Read, Access::Write] {
+            assert!(
+                policy
+                    .file
+                    .iter()
+                    .any(|r| { r.effect == Effect::Allow && r.access.contains(&access) })
+            );
+        }
     }
 
     #[test]
