@@ -10,14 +10,18 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tonic::{Code, IntoRequest as _, Request, Status};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
+use tracing::level_filters::LevelFilter;
 
-use super::{core::Core, reload::Reloader};
+use super::{core::Core, daemon::cert_check, reload::Reloader};
 use crate::{
     admin::{Admin, Deps, METHODS, Method, Role, Trail},
     config::{Config, load},
     platform::{peer::Peer, users},
     runtime::{durable, tasks::Class},
-    telemetry::log::{Level, LogLevel},
+    telemetry::{
+        log::{Level, LogLevel},
+        overheard::overhear,
+    },
 };
 
 /// Groups that the configuration gives a role.
@@ -307,6 +311,17 @@ async fn requests_that_make_no_sense_are_answered_with_what_would() {
         assert_eq!(refused.code(), code, "{refused:?}");
         assert!(refused.message().contains(says), "{refused:?}");
         assert!(reason(&refused).is_some(), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_waits_to_be_enrolled_is_not_told_daily_that_it_has_no_cert() {
+    let agent = Agent::new().await;
+    for (level, heard) in [(LevelFilter::INFO, false), (LevelFilter::DEBUG, true)] {
+        let (_listening, said) = overhear(level);
+        (cert_check(&agent.core.base.config, &agent.core.overview).work)().await;
+        let said = said.text();
+        assert_eq!(said.contains("daily cert check: no certificate"), heard, "{said}");
     }
 }
 

@@ -4,4 +4,6 @@ mod guests;
 pub mod http;
 pub mod log;
 pub mod metrics;
+#[cfg(test)]
+pub(crate) mod overheard;
 pub mod system;
