@@ -153,8 +153,10 @@ fn unreachable(path: &Path, error: &io::Error) -> Failure {
     } else {
         error.to_string()
     };
-    Failure::new(Exit::Unreachable, what, why)
-        .advise("sudo jtnt-agent service start, or name the socket with --socket PATH")
+    Failure::new(Exit::Unreachable, what, why).advise(
+        "start it with sudo jtnt-agent service start, or with jtnt-agent run in the \
+             foreground; or name its socket with --socket PATH",
+    )
 }
 
 #[cfg(test)]

@@ -11,6 +11,10 @@ use crate::{Exit, output::escape::clean};
 const NOT_MAPPED: &str =
     "call as another user than nobody, and from outside of containers and user namespaces";
 
+/// A foreground agent has no service to ask.
+const DOES_IT_RUN: &str =
+    "see whether it runs: jtnt-agent service status, or the terminal of jtnt-agent run";
+
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -52,8 +56,7 @@ impl Failure {
         let why = format!("the agent cut the connection ({})", cause(error));
         Self::new(Exit::Unreachable, what, why).advise(
             "try again in a moment: it cuts a user who calls too often or has too many \
-             connections, and one whose groups it cannot look up; else it has ended, see \
-             jtnt-agent service status",
+             connections, and one whose groups it cannot look up; or it has just ended",
         )
     }
 
@@ -124,7 +127,7 @@ fn meaning(code: Code) -> (Exit, Option<&'static str>) {
                  or admin_groups; `jtntctl authz explain USER METHOD` tells what is needed",
             ),
         ),
-        Code::Unavailable => (Exit::Unreachable, Some("jtnt-agent service status")),
+        Code::Unavailable => (Exit::Unreachable, Some(DOES_IT_RUN)),
         Code::DeadlineExceeded | Code::Cancelled => {
             (Exit::Unreachable, Some("try again with a longer --timeout"))
         }
@@ -139,7 +142,7 @@ fn meaning(code: Code) -> (Exit, Option<&'static str>) {
             (Exit::Io, Some("the daemon is of another version; compare with `jtntctl version`"))
         }
         Code::Unknown | Code::Internal | Code::DataLoss => {
-            (Exit::Io, Some("look at the agent's log: journalctl -u jtnt-agent"))
+            (Exit::Io, Some("look at the agent's log: journalctl -u jtnt-agent, or where it runs"))
         }
     }
 }

@@ -122,9 +122,9 @@ impl Held {
             }
             Err(held) => {
                 let what = format!("use {}", config.data_dir.display());
-                let advice = "stop that process first (sudo jtnt-agent service stop), or give \
-                              each agent a data_dir of its own";
-                Err(failed(what, held.to_string()).advise(advice))
+                let advice = "stop that process first (sudo jtnt-agent service stop, or Ctrl-C where \
+                              it runs in the foreground), or give each agent a data_dir of its own";
+                Err(Failure::new(Exit::No, what, held.to_string()).advise(advice))
             }
         }
     }

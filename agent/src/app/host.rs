@@ -67,7 +67,14 @@ impl AgentHost {
             return Err(Failure::new(Exit::Unreachable, "reach the agent", why)
                 .advise("is it installed and enrolled? See jtnt-agent enroll --help"));
         }
-        let mut core = Core::open(config, self.config.clone(), "command").await?;
+        // Whoever has the files answers for them. Here a no would be read as that of the command.
+        let core = Core::open(config, self.config.clone(), "command").await;
+        let mut core = core.map_err(|mut failure| {
+            if failure.exit == Exit::No {
+                failure.exit = Exit::Unreachable;
+            }
+            failure
+        })?;
         if let Some((mut keeper, _)) = core.work.take() {
             keeper.begin().await;
         }
