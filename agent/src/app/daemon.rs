@@ -18,7 +18,7 @@ use crate::{
     admin::{Admin, Deps},
     audit::Record,
     config::{Config, Environment, load_or_default},
-    domain::backoff::Backoff,
+    domain::{backoff::Backoff, health::Enrolled},
     heartbeat,
     overview::{Overview, VERSION},
     platform::{holder, host, memory, notify::Notify, sweep},
@@ -211,12 +211,18 @@ async fn give_memory_back(stop: CancellationToken) {
 
 type Done = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-fn cert_check(config: &Config, overview: &Overview) -> Daily {
+pub(super) fn cert_check(config: &Config, overview: &Overview) -> Daily {
     let at = config.cert_check_time.parse().unwrap_or(Time::constant(3, 0, 0, 0));
     let overview = overview.clone();
     let work = Box::new(move || -> Done {
         let check = overview.health().checks.certificates;
-        tracing::info!(status = check.status.word(), "daily cert check: {}", check.message);
+        let status = check.status.word();
+        if matches!(overview.facts().enrolled, Enrolled::No) {
+            // There is no cert to be worried about yet.
+            tracing::debug!(status, "daily cert check: {}", check.message);
+        } else {
+            tracing::info!(status, "daily cert check: {}", check.message);
+        }
         Box::pin(std::future::ready(()))
     });
     Daily { name: "cert-check", at, splay: Duration::ZERO, work }
