@@ -82,7 +82,12 @@ async fn a_result_that_the_hub_did_not_get_is_delivered_by_the_next_start() {
     site.hub.set_fault(Route::Result, Kind::InternalError, None).unwrap();
     let id = site.order(exec("/usr/bin/echo", &["kept"]), |_| {}).await;
     site.hub.await_request(|r| r.route == Some(Route::Result)).await;
-    assert_eq!(pending(&site).len(), 1);
+    eventually("a result that has to wait becomes a file", async || match pending(&site) {
+        files if files.len() == 1 => Ok(()),
+        files => Err(format!("{files:?}")),
+    })
+    .await
+    .unwrap();
     let cache = site.home.asked(&["cache", "status"]).await.unwrap();
     assert_eq!(cache["pending_results"], 1);
     let cleaned = site.home.asked(&["cache", "clean"]).await.unwrap();

@@ -12,7 +12,11 @@ pub mod reader;
 mod recover;
 mod writer;
 
-use std::{path::PathBuf, sync::Arc, thread::JoinHandle};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+};
 
 use jiff::tz::TimeZone;
 use jtnt_proto::{
@@ -128,6 +132,7 @@ pub struct Audit {
 
 #[derive(Debug)]
 struct Inner {
+    dir: PathBuf,
     commands: Option<mpsc::Sender<writer::Command>>,
     head: watch::Receiver<Head>,
     writer: Option<JoinHandle<()>>,
@@ -158,13 +163,14 @@ impl Audit {
         clock: SharedClock,
         entropy: &dyn Entropy,
     ) -> Result<Self, AuditError> {
+        let dir = config.dir.clone();
         let log = log::Log::open(config, signer, clock, entropy)?;
         let (publish, head) = watch::channel(log.head());
         let (commands, queue) = mpsc::channel(QUEUE);
         let writer = tasks::thread("audit", move || writer::run(log, queue, &publish))
             .map_err(|e| AuditError(format!("no thread for its writer: {e}")))?;
         let (commands, writer) = (Some(commands), Some(writer));
-        Ok(Self { inner: Arc::new(Inner { commands, head, writer }) })
+        Ok(Self { inner: Arc::new(Inner { dir, commands, head, writer }) })
     }
 
     /// Writes a line and returns its seq once it is durable.
@@ -185,6 +191,12 @@ impl Audit {
         let (reply, answer) = oneshot::channel();
         self.send(writer::Command::Clean(reply)).await?;
         answer.await.map_err(|_closed| gone())?
+    }
+
+    /// Where its files are, for [`query`].
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
     }
 
     /// Where the log stands.

@@ -122,7 +122,10 @@ pub struct Entry {
     /// Bytes the job wrote to standard error.
     #[serde(default)]
     pub stderr_bytes: u64,
-    /// SHA-256 of the result file.
+    /// The result as the hub gets it, while it is small and need not wait; else it has a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+    /// SHA-256 of the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_sha256: Option<Hash>,
     /// Whether the hub has the result or the rejection.

@@ -157,18 +157,19 @@ impl Core {
     }
 
     async fn shed_one(&self, mut entry: Entry) -> io::Result<()> {
-        let path = self.result_file(&entry);
-        let body = durable::read(&path, MAX_RESULT_BYTES)?;
+        let body = match &entry.result {
+            Some(body) => body.clone().into_bytes(),
+            None => durable::read(&self.result_file(&entry), MAX_RESULT_BYTES)?,
+        };
         let result: JobResult = json::from_slice(&body).map_err(io::Error::other)?;
         let smaller = serde_json::to_vec(&without_output(result)).map_err(io::Error::other)?;
         if smaller.len() == body.len() {
             return Ok(());
         }
         entry.result_sha256 = Some(Hash::of(&smaller));
+        entry.result = None;
         self.store_result(&entry, smaller).await?;
-        let (order, less) = (Ordering::Relaxed, body.len() as u64);
-        let subtract = |all: u64| Some(all.saturating_sub(less));
-        let _before = self.pending_bytes.fetch_update(order, order, subtract);
+        self.fewer_pending(body.len() as u64);
         self.deps.journal.update(entry).await.map_err(io::Error::other)
     }
 }

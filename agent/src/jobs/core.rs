@@ -241,6 +241,7 @@ pub(super) fn entry_of(
         enforcement: None,
         stdout_bytes: 0,
         stderr_bytes: 0,
+        result: None,
         result_sha256: None,
         delivered: false,
     }

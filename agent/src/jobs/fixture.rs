@@ -1,12 +1,9 @@
 //! What tests of the jobs need: an agent's floors in a temporary folder, real but for the clock,
 //! and signed jobs.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
 };
 
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -70,6 +67,7 @@ pub(crate) fn entry(id: &str) -> Entry {
         enforcement: None,
         stdout_bytes: 0,
         stderr_bytes: 0,
+        result: None,
         result_sha256: None,
         delivered: false,
     }
@@ -270,11 +268,16 @@ impl Desk {
     }
 
     pub(crate) fn result(&self, entry: &Entry) -> JobResult {
-        serde_json::from_slice(&std::fs::read(self.result_path(entry)).unwrap()).unwrap()
+        serde_json::from_slice(&self.result_bytes(entry)).unwrap()
     }
 
-    pub(crate) fn result_path(&self, entry: &Entry) -> PathBuf {
-        self.core.result_file(entry)
+    /// The result as the hub would get it, wherever it is kept.
+    pub(crate) fn result_bytes(&self, entry: &Entry) -> Vec<u8> {
+        let entry = self.entry(entry.job_id.as_str());
+        match entry.result {
+            Some(ref body) => body.clone().into_bytes(),
+            None => std::fs::read(self.core.result_file(&entry)).unwrap(),
+        }
     }
 
     /// Every line of the audit log that is about `id`: event, status, details.

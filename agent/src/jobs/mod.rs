@@ -8,6 +8,7 @@ mod capture;
 mod core;
 mod download;
 mod intake;
+mod keep;
 mod output;
 mod permit;
 mod recovery;

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use jtnt_proto::{
     audit::{Caller, Event, Status},
     bytes::{Base64, Hash},
-    hub::{JobResult, JobStatusState, Outcome, Output},
+    hub::{JobResult, JobStatusState, Outcome},
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -30,16 +30,15 @@ use crate::{
         job::{Entry, State},
     },
     hub::{HubClient, HubError},
-    runtime::durable,
     store::StoreError,
 };
 
 /// Results under way at once.
 const AT_ONCE: usize = 8;
-/// Ids of undelivered jobs in memory; the journal has the rest.
-const WINDOW: usize = 1024;
 /// A result with both outputs at their bound, in base64, and room for the rest.
 pub(super) const MAX_RESULT_BYTES: u64 = 1 << 20;
+/// Ids of undelivered jobs in memory; the journal has the rest.
+const WINDOW: usize = 1024;
 
 /// The oldest jobs whose end the hub does not know.
 #[derive(Debug, Default)]
@@ -115,9 +114,10 @@ impl Window {
 }
 
 impl Core {
-    /// Ends a job: result, audit line and journal become durable one after the other. A crash in
-    /// between leaves the result, from which the next start makes the same line and record again;
-    /// side by side, a line could be all that is left, and a second one contradict it.
+    /// Ends a job: first the result becomes durable, with the journal's record of the end or
+    /// before it, then the audit line, and only then does the hub hear of it. A crash in between
+    /// leaves the result, from which the next start makes the same line again; side by side, a
+    /// line could be all that is left, and a second one contradict it.
     pub(super) async fn conclude(
         &self,
         mut entry: Entry,
@@ -144,69 +144,42 @@ impl Core {
         if let Some(artifact) = artifact {
             record = record.detail("artifact_sha256", artifact.sha256.to_string());
         }
-        if let Err(error) = self.store_result(&entry, body).await {
-            tracing::error!(%error, job_id = %entry.job_id, "a result will go without its output");
-        }
-        self.log(record).await;
-        let journaled = self.deps.journal.update(entry.clone()).await;
+        let recorded = self.record_end(&mut entry, body, record).await;
         let status = status_name(ended.outcome);
         self.deps.metrics.jobs_executed.with_label_values(&[entry.kind.as_str(), status]).inc();
-        journaled?;
+        recorded?;
         self.window.add(entry.job_id);
         self.show();
         Ok(())
     }
 
-    /// Keeps the very bytes that the hub will get.
-    pub(super) async fn store_result(&self, entry: &Entry, body: Vec<u8>) -> io::Result<()> {
-        let (path, bytes) = (self.result_file(entry), body.len() as u64);
-        let write = move || durable::replace(&path, &body, durable::PRIVATE);
-        tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
-        self.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// The stored result, or one made from the journal.
-    async fn result_body(&self, entry: &Entry, outcome: Outcome) -> io::Result<Vec<u8>> {
-        let path = self.result_file(entry);
-        let read = move || durable::read(&path, MAX_RESULT_BYTES);
-        match tokio::task::spawn_blocking(read).await.map_err(io::Error::other)? {
-            Ok(body) => Ok(body),
-            Err(error) => {
-                tracing::warn!(%error, job_id = %entry.job_id, "a result is made again");
-                let dropped = |total: u64| Output { total_bytes: total, ..Output::default() };
-                let some = |total: u64| Some(total).filter(|t| *t > 0).map(dropped);
-                let result = JobResult {
-                    stdout: some(entry.stdout_bytes),
-                    stderr: some(entry.stderr_bytes),
-                    ..summary(entry, outcome)
+    async fn record_end(
+        &self,
+        entry: &mut Entry,
+        body: Vec<u8>,
+        record: Record,
+    ) -> Result<(), StoreError> {
+        let body = match self.enclose(entry, body) {
+            Ok(()) => {
+                let Err(error) = self.deps.journal.update(entry.clone()).await else {
+                    self.log(record).await;
+                    return Ok(());
                 };
-                serde_json::to_vec(&result).map_err(io::Error::other)
+                tracing::error!(%error, job_id = %entry.job_id, "an end is not in the journal");
+                self.disclose(entry)
             }
-        }
-    }
-
-    async fn delivered(&self, mut entry: Entry) -> Result<(), StoreError> {
-        let path = self.result_file(&entry);
-        entry.delivered = true;
-        entry.envelope = None;
-        self.deps.journal.update(entry).await?;
-        let remove = move || {
-            let bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
-            std::fs::remove_file(&path).map(|()| bytes)
+            Err(large) => large,
         };
-        // Not synced: a result file that comes back after a crash is removed at the start.
-        if let Ok(Ok(bytes)) = tokio::task::spawn_blocking(remove).await {
-            let less = |all: u64| Some(all.saturating_sub(bytes));
-            let order = Ordering::Relaxed;
-            let _before = self.pending_bytes.fetch_update(order, order, less);
+        if let Err(error) = self.store_result(entry, body).await {
+            tracing::error!(%error, job_id = %entry.job_id, "a result will go without its output");
         }
-        Ok(())
+        self.log(record).await;
+        self.deps.journal.update(entry.clone()).await
     }
 }
 
 /// What the journal knows of a job's end, as the hub reads it.
-fn summary(entry: &Entry, outcome: Outcome) -> JobResult {
+pub(super) fn summary(entry: &Entry, outcome: Outcome) -> JobResult {
     JobResult {
         job_id: entry.job_id.to_string(),
         attempt: entry.attempt,
@@ -290,6 +263,9 @@ pub(super) fn without_output(mut result: JobResult) -> JobResult {
 
 /// Sends what the hub does not have, until the agent stops.
 pub(super) async fn run(core: Arc<Core>, shutdown: CancellationToken) {
+    if let Err(error) = core.mend().await {
+        tracing::error!(%error, "a job's end may be missing from the audit log");
+    }
     let mut retry = Retry::default();
     let mut link = core.deps.link.clone();
     loop {
@@ -401,7 +377,11 @@ async fn deliver(core: &Core, hub: &HubClient, id: &JobId) -> Result<(), Undeliv
             // The audit log keeps what happened; the hub does not want to know.
             tracing::error!(%error, job_id = %id, "the hub refuses a job's end for good");
         }
-        sent => sent?,
+        Err(error) => {
+            core.set_aside(entry).await?;
+            return Err(error.into());
+        }
+        Ok(()) => {}
     }
     Ok(core.delivered(entry).await?)
 }

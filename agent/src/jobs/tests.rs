@@ -56,7 +56,7 @@ async fn a_job_runs_and_leaves_a_result_a_record_and_two_lines_in_the_log() {
     let line = &desk.audited("j")[1].1;
     assert_eq!(line["status"], "success");
     assert_eq!(line["command"], "/usr/bin/echo hello there");
-    let stored = std::fs::read(desk.result_path(&entry)).unwrap();
+    let stored = desk.result_bytes(&entry);
     assert_eq!(
         line["details"]["result_sha256"],
         json!(jtnt_proto::bytes::Hash::of(&stored).to_string())
@@ -331,13 +331,46 @@ async fn after_a_crash_nothing_is_lost_and_nothing_runs_twice() {
     let stored = desk.entry("stored");
     assert_eq!((stored.state, stored.exit_code), (State::Finished(Outcome::Failed), Some(3)));
     assert_eq!(stored.result_sha256, Some(jtnt_proto::bytes::Hash::of(&body)));
-    assert_eq!(std::fs::read(desk.result_path(&stored)).unwrap(), body, "the very bytes");
+    assert_eq!(desk.result_bytes(&stored), body, "the very bytes");
     assert_eq!(desk.entry("waits").state, State::Queued);
     let done = desk.until("waits", |e| e.state.is_terminal()).await;
     assert_eq!(done.state, State::Finished(Outcome::Ok));
     let again = desk.until("harmless", |e| e.state.is_terminal()).await;
     assert_eq!((again.state, again.attempt), (State::Finished(Outcome::Ok), 2));
     assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 5);
+}
+
+#[tokio::test]
+async fn an_end_that_a_crash_kept_out_of_the_log_is_logged_once_by_the_next_start() {
+    let desk = Desk::with(&rules());
+    let (logged, _) = desk.run("logged", &exec("/usr/bin/echo", &["small"])).await;
+    assert!(logged.result.is_some(), "it is part of the journal's record");
+    // As if the agent had ended between the record and the line.
+    let entry = Entry { job_id: id("unlogged"), ..logged };
+    desk.core.deps.journal.admit(entry).await.unwrap();
+    let desk = desk.again(&rules());
+    recovery::recover(&desk.core).await.unwrap();
+    desk.core.mend().await.unwrap();
+    assert_eq!(events(&desk, "logged"), ["job_started", "job_executed"]);
+    let lines = desk.audited("unlogged");
+    assert_eq!(lines.len(), 1);
+    assert_eq!(lines[0].1["details"]["recovered"], true);
+    assert_eq!(desk.jobs.cache_status().await.unwrap().pending_results, 2);
+}
+
+#[tokio::test]
+async fn a_result_that_has_to_wait_becomes_a_file_with_the_same_bytes() {
+    let desk = Desk::with(&rules());
+    let (entry, _) = desk.run("j", &exec("/usr/bin/echo", &["small"])).await;
+    let bytes = desk.result_bytes(&entry);
+    desk.core.set_aside(entry.clone()).await.unwrap();
+    assert_eq!(desk.entry("j").result, None);
+    assert_eq!(desk.result_bytes(&entry), bytes);
+    let status = desk.jobs.cache_status().await.unwrap();
+    assert_eq!(status.pending_bytes, bytes.len() as u64);
+    desk.core.delivered(desk.entry("j")).await.unwrap();
+    assert!(!desk.core.result_file(&entry).exists());
+    assert_eq!(desk.jobs.cache_status().await.unwrap().pending_bytes, 0);
 }
 
 #[tokio::test]
@@ -397,7 +430,7 @@ async fn space_costs_output_and_never_the_end_of_a_job() {
     assert_eq!((result.outcome, result.exit_code), (Outcome::Ok, Some(0)));
     assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 1);
     let status = desk.jobs.cache_status().await.unwrap();
-    let length = std::fs::metadata(desk.result_path(&entry)).unwrap().len();
+    let length = desk.result_bytes(&entry).len() as u64;
     assert_eq!((status.pending_results, status.pending_bytes), (1, length));
 }
 

@@ -97,8 +97,10 @@ impl Journal {
         let shared = Arc::new(shared);
         let (commands, queue) = mpsc::channel(QUEUE);
         let of_writer = Arc::clone(&shared);
-        let writer = tasks::thread("journal", move || writer::run(&of_writer, queue))
-            .map_err(|e| StoreError(format!("no thread for its writer: {e}")))?;
+        let no_thread = |e| StoreError(format!("no thread for its writer: {e}"));
+        let clock = writer::clock().map_err(no_thread)?;
+        let writer = tasks::thread("journal", move || writer::run(&of_writer, queue, &clock))
+            .map_err(no_thread)?;
         let (commands, writer) = (Some(commands), Some(writer));
         Ok(Self { inner: Arc::new(Inner { shared, created_at, commands, writer }) })
     }
@@ -126,6 +128,15 @@ impl Journal {
     /// When it could not be made durable, or the job was never admitted.
     pub async fn update(&self, entry: Entry) -> Result<(), StoreError> {
         self.ask(Op::Update(Box::new(entry))).await.map(drop)
+    }
+
+    /// Replaces a job's record without waiting for the disk: readers see it, and a crash in the
+    /// next second may undo it. For what is merely done again then.
+    ///
+    /// # Errors
+    /// When it could not be recorded, or the job was never admitted.
+    pub async fn note(&self, entry: Entry) -> Result<(), StoreError> {
+        self.ask(Op::Note(Box::new(entry))).await.map(drop)
     }
 
     /// One job.

@@ -148,4 +148,33 @@ impl Place {
             }
         }
     }
+
+    /// Whether a job may go from one to the other without a change of any index.
+    pub(super) fn same_index(self, other: Self) -> bool {
+        let unfinished = |place| matches!(place, Self::Queued | Self::Running);
+        self == other || unfinished(self) && unfinished(other)
+    }
+}
+
+impl Counts {
+    pub(super) const fn enter(&mut self, place: Place) {
+        if let Some(count) = self.of(place) {
+            *count += 1;
+        }
+    }
+
+    pub(super) const fn leave(&mut self, place: Place) {
+        if let Some(count) = self.of(place) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    const fn of(&mut self, place: Place) -> Option<&mut u64> {
+        match place {
+            Place::Queued => Some(&mut self.queued),
+            Place::Running => Some(&mut self.running),
+            Place::Undelivered => Some(&mut self.undelivered),
+            Place::Delivered(_) => None,
+        }
+    }
 }

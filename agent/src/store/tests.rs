@@ -40,6 +40,7 @@ pub(super) fn entry(n: u8, state: State) -> Entry {
         enforcement: None,
         stdout_bytes: 0,
         stderr_bytes: 0,
+        result: None,
         result_sha256: None,
         delivered: false,
     }
@@ -88,6 +89,21 @@ async fn what_was_acknowledged_is_in_a_copy_taken_while_it_is_open() {
         let recovered = open(&copy).unwrap();
         assert_eq!(recovered.unfinished().unwrap().len(), usize::from(n) + 1);
     }
+}
+
+#[tokio::test]
+async fn a_note_is_seen_at_once_and_durable_with_the_next_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
+    let journal = open(&live).unwrap();
+    journal.admit(entry(1, State::Queued)).await.unwrap();
+    let done = Entry { delivered: true, ..entry(1, State::Finished(Outcome::Ok)) };
+    journal.note(done.clone()).await.unwrap();
+    assert_eq!(journal.get(&id(1)).unwrap(), Some(done.clone()));
+    assert_eq!(journal.counts(), Counts::default());
+    journal.admit(entry(2, State::Queued)).await.unwrap();
+    std::fs::copy(&live, &copy).unwrap();
+    assert_eq!(open(&copy).unwrap().get(&id(1)).unwrap(), Some(done));
 }
 
 #[tokio::test]

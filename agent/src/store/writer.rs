@@ -1,8 +1,18 @@
 //! The one writer: what has gathered while the last commit was under way becomes the next one.
+//!
+//! A commit that somebody waits for is one sync of the disk. It leaves out what redb needs to open
+//! the file without a look at all of it; that is written once the journal has been quiet for a
+//! while, so only a crash in the midst of work costs the next start such a look.
+
+use std::time::Duration;
 
 use jiff::Timestamp;
-use redb::{ReadableTable as _, Table, WriteTransaction};
-use tokio::sync::{mpsc, oneshot};
+use redb::{Durability, ReadableTable as _, Table, WriteTransaction};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 use super::{
     Admission, Counts, SKEW, StoreError,
@@ -15,6 +25,8 @@ use crate::domain::{ids::JobId, job::Entry};
 
 /// Changes in one commit.
 const BATCH: usize = 256;
+/// With no change for so long, the journal settles.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// A change that somebody waits for.
 #[derive(Debug)]
@@ -27,8 +39,16 @@ pub(super) struct Command {
 pub(super) enum Op {
     Admit(Box<Entry>),
     Update(Box<Entry>),
-    Cursor { name: String, value: Vec<u8> },
-    Prune { before: Timestamp, now: Timestamp },
+    /// An update that a crash may undo.
+    Note(Box<Entry>),
+    Cursor {
+        name: String,
+        value: Vec<u8>,
+    },
+    Prune {
+        before: Timestamp,
+        now: Timestamp,
+    },
 }
 
 #[derive(Debug)]
@@ -38,29 +58,75 @@ pub(super) enum Answer {
     Pruned(Vec<JobId>),
 }
 
+/// What a commit promises; of several in one batch, the greatest holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Commit {
+    /// Readers see it; a crash may undo it.
+    Seen,
+    /// It survives a crash, and the next start is quick.
+    Settled,
+    /// It survives a crash, and somebody waits for it.
+    Durable,
+}
+
+impl Op {
+    const fn wants(&self) -> Commit {
+        match self {
+            Self::Note(_) => Commit::Seen,
+            Self::Admit(_) | Self::Update(_) => Commit::Durable,
+            // Nobody is kept waiting by these, and they may be all there is for hours.
+            Self::Cursor { .. } | Self::Prune { .. } => Commit::Settled,
+        }
+    }
+}
+
+/// What lets the writer's thread wait for a time.
+pub(super) fn clock() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_time().build()
+}
+
 /// Commits batch after batch until the last handle is gone.
-pub(super) fn run(shared: &Shared, mut queue: mpsc::Receiver<Command>) {
-    while let Some(first) = queue.blocking_recv() {
+pub(super) fn run(shared: &Shared, mut queue: mpsc::Receiver<Command>, clock: &Runtime) {
+    let mut settled = true;
+    loop {
+        let next = if settled {
+            Ok(queue.blocking_recv())
+        } else {
+            clock.block_on(async { timeout(QUIET, queue.recv()).await })
+        };
+        let first = match next {
+            Ok(Some(first)) => first,
+            // Closing the file settles it.
+            Ok(None) => return,
+            Err(_quiet) => {
+                // A failure is told and mended like any other, and is nobody's loss.
+                serve(shared, Vec::new(), Commit::Settled);
+                settled = true;
+                continue;
+            }
+        };
         let mut batch = vec![first];
         while batch.len() < BATCH
             && let Ok(next) = queue.try_recv()
         {
             batch.push(next);
         }
-        serve(shared, batch);
+        let commit = batch.iter().map(|c| c.op.wants()).max().unwrap_or(Commit::Durable);
+        serve(shared, batch, commit);
+        settled = commit == Commit::Settled;
     }
 }
 
 /// A failed commit is nobody's: every caller hears of it, and the next batch starts from what is
 /// really in the file.
-fn serve(shared: &Shared, batch: Vec<Command>) {
+fn serve(shared: &Shared, batch: Vec<Command>, promise: Commit) {
     let (ops, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|c| (c.op, c.reply)).unzip();
-    match commit(shared, &ops) {
+    match commit(shared, &ops, promise) {
         Ok(answers) => {
             shared.set_failed(None);
             for (op, answer) in ops.into_iter().zip(&answers) {
                 if let (Op::Admit(entry), Ok(Answer::Admitted(Admission::New)))
-                | (Op::Update(entry), Ok(Answer::Done)) = (op, answer)
+                | (Op::Update(entry) | Op::Note(entry), Ok(Answer::Done)) = (op, answer)
                 {
                     // Without a watcher there is nobody to tell.
                     let _watchers = shared.changes.send(*entry);
@@ -86,7 +152,7 @@ fn serve(shared: &Shared, batch: Vec<Command>) {
 
 type Answers = Vec<Result<Answer, StoreError>>;
 
-fn commit(shared: &Shared, ops: &[Op]) -> Result<Answers, StoreError> {
+fn commit(shared: &Shared, ops: &[Op], promise: Commit) -> Result<Answers, StoreError> {
     if shared.slot().is_none() {
         shared.reopen()?;
     }
@@ -94,13 +160,16 @@ fn commit(shared: &Shared, ops: &[Op]) -> Result<Answers, StoreError> {
     let db = slot.as_ref().ok_or_else(|| shared.closed())?;
     let work = || -> Result<_, redb::Error> {
         let mut txn = db.begin_write()?;
-        txn.set_quick_repair(true);
+        txn.set_quick_repair(promise == Commit::Settled);
+        if promise == Commit::Seen {
+            txn.set_durability(Durability::None)?;
+        }
         let mut change = Change::begin(&txn, shared.counts())?;
         let answers = ops.iter().map(|op| change.apply(op)).collect::<Result<Answers, _>>()?;
         let (counts, changed) = (change.counts, change.changed);
         drop(change);
-        // Replays and refusals alone need no trip to the disk.
-        if changed {
+        // Replays and refusals alone need no trip to the disk. Settling has no changes.
+        if changed || ops.is_empty() {
             txn.commit()?;
         } else {
             txn.abort()?;
@@ -144,7 +213,7 @@ impl<'txn> Change<'txn> {
     fn apply(&mut self, op: &Op) -> Result<Result<Answer, StoreError>, redb::Error> {
         Ok(match op {
             Op::Admit(entry) => Ok(Answer::Admitted(self.admit(entry)?)),
-            Op::Update(entry) => self.update(entry)?,
+            Op::Update(entry) | Op::Note(entry) => self.update(entry)?,
             Op::Cursor { name, value } => {
                 self.changed = true;
                 self.cursors.insert(name.as_str(), value.as_slice())?;
@@ -165,7 +234,9 @@ impl<'txn> Change<'txn> {
         let number = self.order.last()?.map_or(0, |(last, _)| last.value() + 1);
         self.order.insert(number, id)?;
         self.consumed.insert(id, entry.expires_at.as_microsecond())?;
-        self.put(number, entry)?;
+        self.enter(number, id, Place::of(entry))?;
+        self.counts.enter(Place::of(entry));
+        self.write(number, entry)?;
         Ok(Admission::New)
     }
 
@@ -181,54 +252,40 @@ impl<'txn> Change<'txn> {
         let Some((number, place)) = old else {
             return Ok(Err(StoreError(format!("job {id} is not in it, so it cannot change"))));
         };
-        self.leave(number, place)?;
-        self.put(number, entry)?;
+        let next = Place::of(entry);
+        if !place.same_index(next) {
+            self.leave(number, place)?;
+            self.enter(number, id, next)?;
+        }
+        self.counts.leave(place);
+        self.counts.enter(next);
+        self.write(number, entry)?;
         Ok(Ok(Answer::Done))
     }
 
-    fn put(&mut self, number: u64, entry: &Entry) -> Result<(), redb::Error> {
+    fn write(&mut self, number: u64, entry: &Entry) -> Result<(), redb::Error> {
         self.changed = true;
         let id = entry.job_id.as_str();
         let json = serde_json::to_vec(entry)
             .map_err(|e| redb::Error::Corrupted(format!("job {id} as JSON: {e}")))?;
-        self.jobs.insert(id, (number, json.as_slice()))?;
-        match Place::of(entry) {
-            Place::Queued => {
-                self.counts.queued += 1;
-                self.unfinished.insert(number, id)?;
-            }
-            Place::Running => {
-                self.counts.running += 1;
-                self.unfinished.insert(number, id)?;
-            }
-            Place::Undelivered => {
-                self.counts.undelivered += 1;
-                self.undelivered.insert(number, id)?;
-            }
-            Place::Delivered(end) => {
-                self.delivered.insert((end, number), id)?;
-            }
+        self.jobs.insert(id, (number, json.as_slice())).map(drop)?;
+        Ok(())
+    }
+
+    fn enter(&mut self, number: u64, id: &str, place: Place) -> Result<(), redb::Error> {
+        match place {
+            Place::Queued | Place::Running => self.unfinished.insert(number, id).map(drop)?,
+            Place::Undelivered => self.undelivered.insert(number, id).map(drop)?,
+            Place::Delivered(end) => self.delivered.insert((end, number), id).map(drop)?,
         }
         Ok(())
     }
 
     fn leave(&mut self, number: u64, place: Place) -> Result<(), redb::Error> {
         match place {
-            Place::Queued => {
-                self.counts.queued = self.counts.queued.saturating_sub(1);
-                self.unfinished.remove(number)?;
-            }
-            Place::Running => {
-                self.counts.running = self.counts.running.saturating_sub(1);
-                self.unfinished.remove(number)?;
-            }
-            Place::Undelivered => {
-                self.counts.undelivered = self.counts.undelivered.saturating_sub(1);
-                self.undelivered.remove(number)?;
-            }
-            Place::Delivered(end) => {
-                self.delivered.remove((end, number))?;
-            }
+            Place::Queued | Place::Running => self.unfinished.remove(number).map(drop)?,
+            Place::Undelivered => self.undelivered.remove(number).map(drop)?,
+            Place::Delivered(end) => self.delivered.remove((end, number)).map(drop)?,
         }
         Ok(())
     }

@@ -1,0 +1,165 @@
+//! Where results rest until the hub has them. A small one stands in the journal's record of the
+//! job's end, so that both are durable at once; one that is large, or has to wait for the hub, is
+//! a file, so that an outage does not make the journal grow.
+
+use std::{collections::BTreeSet, io, sync::atomic::Ordering};
+
+use jiff::Timestamp;
+use jtnt_proto::{
+    audit::Event,
+    hub::{JobResult, Outcome, Output},
+};
+use serde::Deserialize;
+
+use super::{
+    core::Core,
+    results::{MAX_RESULT_BYTES, executed, summary},
+};
+use crate::{
+    audit::query::{Filter, Scan},
+    domain::job::{Entry, State},
+    runtime::durable,
+    store::StoreError,
+};
+
+/// Larger results are files from the beginning.
+const MAX_JOURNALED_BYTES: usize = 4096;
+
+impl Core {
+    /// Puts a result into the journal's record; gives it back if it does not belong there.
+    pub(super) fn enclose(&self, entry: &mut Entry, body: Vec<u8>) -> Result<(), Vec<u8>> {
+        if body.len() > MAX_JOURNALED_BYTES {
+            return Err(body);
+        }
+        let text = String::from_utf8(body).map_err(std::string::FromUtf8Error::into_bytes)?;
+        self.pending_bytes.fetch_add(text.len() as u64, Ordering::Relaxed);
+        entry.result = Some(text);
+        Ok(())
+    }
+
+    /// Takes it out again.
+    pub(super) fn disclose(&self, entry: &mut Entry) -> Vec<u8> {
+        let body = entry.result.take().unwrap_or_default();
+        self.fewer_pending(body.len() as u64);
+        body.into_bytes()
+    }
+
+    /// Keeps the very bytes that the hub will get in a file.
+    pub(super) async fn store_result(&self, entry: &Entry, body: Vec<u8>) -> io::Result<()> {
+        let (path, bytes) = (self.result_file(entry), body.len() as u64);
+        let write = move || durable::replace(&path, &body, durable::PRIVATE);
+        tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
+        self.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Moves a result that has to wait from the journal to a file.
+    pub(super) async fn set_aside(&self, mut entry: Entry) -> io::Result<()> {
+        if entry.result.is_none() {
+            return Ok(());
+        }
+        let body = self.disclose(&mut entry);
+        self.store_result(&entry, body).await?;
+        self.deps.journal.note(entry).await.map_err(io::Error::other)
+    }
+
+    /// The stored result, or one made from the journal.
+    pub(super) async fn result_body(&self, entry: &Entry, outcome: Outcome) -> io::Result<Vec<u8>> {
+        if let Some(body) = &entry.result {
+            return Ok(body.clone().into_bytes());
+        }
+        let path = self.result_file(entry);
+        let read = move || durable::read(&path, MAX_RESULT_BYTES);
+        match tokio::task::spawn_blocking(read).await.map_err(io::Error::other)? {
+            Ok(body) => Ok(body),
+            Err(error) => {
+                tracing::warn!(%error, job_id = %entry.job_id, "a result is made again");
+                let dropped = |total: u64| Output { total_bytes: total, ..Output::default() };
+                let some = |total: u64| Some(total).filter(|t| *t > 0).map(dropped);
+                let result = JobResult {
+                    stdout: some(entry.stdout_bytes),
+                    stderr: some(entry.stderr_bytes),
+                    ..summary(entry, outcome)
+                };
+                serde_json::to_vec(&result).map_err(io::Error::other)
+            }
+        }
+    }
+
+    /// Forgets a result that the hub has.
+    pub(super) async fn delivered(&self, mut entry: Entry) -> Result<(), StoreError> {
+        entry.delivered = true;
+        entry.envelope = None;
+        if entry.result.is_some() {
+            self.disclose(&mut entry);
+            // After a crash the same bytes are sent again, which the hub knows then.
+            return self.deps.journal.note(entry).await;
+        }
+        let path = self.result_file(&entry);
+        self.deps.journal.update(entry).await?;
+        let remove = move || {
+            let bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+            std::fs::remove_file(&path).map(|()| bytes)
+        };
+        // Not synced: a result file that comes back after a crash is removed at the start.
+        if let Ok(Ok(bytes)) = tokio::task::spawn_blocking(remove).await {
+            self.fewer_pending(bytes);
+        }
+        Ok(())
+    }
+
+    pub(super) fn fewer_pending(&self, bytes: u64) {
+        let (order, less) = (Ordering::Relaxed, |all: u64| Some(all.saturating_sub(bytes)));
+        let _before = self.pending_bytes.fetch_update(order, order, less);
+    }
+
+    /// After a start: a result in the journal may have been all that a crash left of a job's end.
+    /// Those without a line in the audit log get one.
+    pub(super) async fn mend(&self) -> Result<(), StoreError> {
+        let mut kept = Vec::new();
+        for mut entry in self.deps.journal.undelivered()? {
+            if entry.result.is_some() && self.result_file(&entry).exists() {
+                // It was on its way to the file, and its line comes before that.
+                entry.result = None;
+                self.deps.journal.note(entry).await?;
+            } else if entry.result.is_some() {
+                kept.push(entry);
+            }
+        }
+        let Some(since) = kept.iter().filter_map(|e| e.finished_at).min() else { return Ok(()) };
+        let bytes: usize = kept.iter().filter_map(|e| e.result.as_ref()).map(String::len).sum();
+        self.pending_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let dir = self.deps.audit.dir().to_owned();
+        let looked = tokio::task::spawn_blocking(move || ends_in(&dir, since)).await;
+        let logged = looked.map_err(|e| StoreError(e.to_string()))?.unwrap_or_else(|error| {
+            // Then one line too many is better than none.
+            tracing::warn!(%error, "whether the ends of jobs were logged cannot be read");
+            BTreeSet::new()
+        });
+        for entry in kept {
+            if let State::Finished(outcome) = entry.state
+                && !logged.contains(entry.job_id.as_str())
+            {
+                self.log(executed(&entry, outcome).detail("recovered", true)).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The jobs whose end the log tells, from `since` on. Blocks.
+fn ends_in(dir: &std::path::Path, since: Timestamp) -> io::Result<BTreeSet<String>> {
+    #[derive(Deserialize)]
+    struct Line {
+        job_id: String,
+    }
+    let event = Some(Event::JobExecuted.name());
+    let filter = Filter { since: Some(since), event, ..Filter::default() };
+    let mut scan = Scan::new(dir, filter, 0)?;
+    let mut found = BTreeSet::new();
+    while let Some(lines) = scan.next()? {
+        let ids = lines.iter().filter_map(|line| serde_json::from_slice::<Line>(line).ok());
+        found.extend(ids.map(|line| line.job_id));
+    }
+    Ok(found)
+}
