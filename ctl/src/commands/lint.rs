@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use jtnt_proto::{
     identity::is_id,
     json::{self, JsonError},
-    policy::{ArgPattern, ArgSlot, ArgsRule, Effect, Policy, RequireEnforcement},
+    policy::{ArgPattern, ArgSlot, ArgsRule, Effect, MAX_SLOTS, Policy, RequireEnforcement},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -215,6 +215,9 @@ impl Check {
 
     fn args(&mut self, id: &str, args: &ArgsRule) {
         let ArgsRule::Slots(slots) = args else { return };
+        if slots.len() > MAX_SLOTS {
+            self.error(Some(id), format!("more than {MAX_SLOTS} arguments"));
+        }
         for slot in slots {
             match slot {
                 ArgSlot::Literal(text) if text.contains('\0') => {
@@ -223,7 +226,12 @@ impl Check {
                 ArgSlot::Pattern(ArgPattern { pattern }) if pattern.is_empty() => {
                     self.warn(Some(id), "an empty pattern only matches the empty argument");
                 }
-                ArgSlot::Literal(_) | ArgSlot::Pattern(_) => {}
+                ArgSlot::Pattern(pattern) => {
+                    if let Err(fault) = pattern.compile() {
+                        self.error(Some(id), fault);
+                    }
+                }
+                ArgSlot::Literal(_) => {}
             }
         }
     }
@@ -300,6 +308,10 @@ mod tests {
         let report = check(&twice);
         assert!(report.problems[0].message.contains("LD_PRELOAD"));
         assert!(report.problems[1].message.contains("id stands twice"));
+        let args =
+            |args: &str| GOOD.replace("/usr/bin/uptime\"", &format!("/a\", \"args\": {args}"));
+        assert!(first(&args(r#"[{"match": "a)|(b"}]"#)).contains("pattern"));
+        assert!(first(&args(r#"[{"match": "[a-"}]"#)).contains("pattern"));
         let script = r#""script": [{"id": "s", "effect": "allow", "interpreter": "/bin/sh"}],"#;
         let open = GOOD.replace("\"exec\"", &format!("{script} \"exec\""));
         assert!(first(&open).contains("sha256 or signer"));
