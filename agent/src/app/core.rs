@@ -122,9 +122,14 @@ impl Held {
             }
             Err(held) => {
                 let what = format!("use {}", config.data_dir.display());
+                let failure = Failure::new(Exit::No, what, held.to_string());
+                if matches!(held, LockError::Unnamed { .. }) {
+                    // Its own words say what to do.
+                    return Err(failure);
+                }
                 let advice = "stop that process first (sudo jtnt-agent service stop, or Ctrl-C where \
                               it runs in the foreground), or give each agent a data_dir of its own";
-                Err(Failure::new(Exit::No, what, held.to_string()).advise(advice))
+                Err(failure.advise(advice))
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use jtnt_proto::admin::v1 as pb;
-use jtntctl::Channel;
+use jtntctl::{Channel, Exit};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tonic::{Code, IntoRequest as _, Request, Status};
@@ -12,7 +12,11 @@ use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 use tracing::level_filters::LevelFilter;
 
-use super::{core::Core, daemon::cert_check, reload::Reloader};
+use super::{
+    core::{Core, Held},
+    daemon::cert_check,
+    reload::Reloader,
+};
 use crate::{
     admin::{Admin, Deps, METHODS, Method, Role, Trail},
     config::{Config, load},
@@ -323,6 +327,23 @@ async fn a_machine_that_waits_to_be_enrolled_is_not_told_daily_that_it_has_no_ce
         let said = said.text();
         assert_eq!(said.contains("daily cert check: no certificate"), heard, "{said}");
     }
+}
+
+#[tokio::test]
+async fn whoever_finds_the_files_taken_reads_once_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&dir.path().join("config.json"));
+    durable::create_dir(&config.data_dir, 0o755).unwrap();
+    let lock = durable::create(&config.paths().lock(), durable::PRIVATE).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let unnamed = Held::take(&config, "test").await.unwrap_err();
+    assert_eq!((unnamed.exit, unnamed.advice), (Exit::No, None));
+    assert!(unnamed.why.contains("sudo fuser -v"), "{}", unnamed.why);
+    drop(lock);
+    let _held = Held::take(&config, "test").await.unwrap();
+    let named = Held::take(&config, "test").await.unwrap_err();
+    assert_eq!(named.exit, Exit::No);
+    assert!(named.advice.unwrap().contains("service stop"), "{}", named.why);
 }
 
 #[tokio::test]
