@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use regex_lite::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::{bytes::Hash, key::KeyId};
@@ -246,6 +247,28 @@ pub struct ArgPattern {
     /// A regular expression, anchored at both ends.
     #[serde(rename = "match")]
     pub pattern: String,
+}
+
+/// More arguments than a rule can name.
+pub const MAX_SLOTS: usize = 256;
+/// The longest pattern of an argument.
+pub const MAX_PATTERN_BYTES: usize = 512;
+
+impl ArgPattern {
+    /// The expression, anchored at both ends of the text, even where a flag changes `^` and `$`.
+    ///
+    /// # Errors
+    /// When it is too long, or none.
+    pub fn compile(&self) -> Result<Regex, String> {
+        let pattern = &self.pattern;
+        if pattern.len() > MAX_PATTERN_BYTES {
+            return Err(format!("a pattern has more than {MAX_PATTERN_BYTES} bytes"));
+        }
+        // Alone first: `a)|(b` would close the group that anchors it.
+        Regex::new(pattern)
+            .and_then(|_| Regex::new(&format!(r"\A(?:{pattern})\z")))
+            .map_err(|e| format!("pattern {pattern:?}: {e}"))
+    }
 }
 
 /// What a job's own children may be.

@@ -10,12 +10,20 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Exit, Failure};
+use crate::{
+    Exit, Failure,
+    failure::{self, cause},
+};
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/jtnt-agent/admin.sock";
 /// Local peers answer at once or not at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two tries at a socket whose queue is full.
+#[cfg(unix)]
+const TRY_AGAIN: Duration = Duration::from_millis(5);
+/// The reason of a failure to connect to an agent that runs, but does not get to us.
+pub const AGENT_BUSY: &str = "AGENT_BUSY";
 
 /// Where a daemon is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,13 +51,13 @@ impl Target {
         }
     }
 
-    /// Connects.
+    /// Connects; waits for as long as `patience` where too many others do the same.
     ///
     /// # Errors
-    /// With exit code 3 when nobody listens, 4 when the caller may not.
-    pub async fn connect(&self) -> Result<Channel, Failure> {
+    /// With exit code 3 when nobody listens or gets to us, 4 when the caller may not.
+    pub async fn connect(&self, patience: Duration) -> Result<Channel, Failure> {
         match self {
-            Self::Socket(path) => unix(path).await,
+            Self::Socket(path) => unix(path, patience).await,
             Self::Url(url) => {
                 let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
                     Failure::new(Exit::Usage, format!("use {url}"), error.to_string())
@@ -62,15 +70,6 @@ impl Target {
             }
         }
     }
-}
-
-/// tonic's own text is "transport error"; what happened stands at the end of the chain.
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
 }
 
 /// A channel over a stream that is connected already; `name` is what messages call its other end.
@@ -92,22 +91,42 @@ where
         .connect_with_connector(connector)
         .await
         .map_err(|error| {
-            Failure::new(Exit::Unreachable, format!("speak to {name}"), cause(&error))
+            let what = format!("speak to {name}");
+            if failure::is_cut(&error) {
+                return Failure::cut(what, &error);
+            }
+            Failure::new(Exit::Unreachable, what, cause(&error))
                 .advise("is it the admin socket of a JTNT agent?")
         })
 }
 
 #[cfg(unix)]
-async fn unix(path: &Path) -> Result<Channel, Failure> {
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::UnixStream::connect(path))
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(|error| unreachable(path, &error))?;
+async fn unix(path: &Path, patience: Duration) -> Result<Channel, Failure> {
+    let stream = dial(path, patience).await.map_err(|error| unreachable(path, &error))?;
     over(stream, &path.display().to_string()).await
 }
 
+/// A socket whose queue is full says so at once, so that the waiting is ours.
+#[cfg(unix)]
+async fn dial(path: &Path, patience: Duration) -> io::Result<tokio::net::UnixStream> {
+    use tokio::time::{Instant, sleep, timeout};
+    let given_up = Instant::now() + patience;
+    loop {
+        let stream = timeout(CONNECT_TIMEOUT, tokio::net::UnixStream::connect(path)).await;
+        match stream.unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into())) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if Instant::now() >= given_up {
+                    return Err(error);
+                }
+                sleep(TRY_AGAIN).await;
+            }
+            other => return other,
+        }
+    }
+}
+
 #[cfg(not(unix))]
-async fn unix(path: &Path) -> Result<Channel, Failure> {
+async fn unix(path: &Path, _patience: Duration) -> Result<Channel, Failure> {
     std::future::ready(Err(unreachable(path, &io::ErrorKind::Unsupported.into()))).await
 }
 
@@ -118,6 +137,15 @@ fn unreachable(path: &Path, error: &io::Error) -> Failure {
         return Failure::new(Exit::Denied, what, "you may not open the socket")
             .advise("use sudo, or have an administrator open the socket's directory to you");
     }
+    if kind == io::ErrorKind::WouldBlock {
+        let why = "the agent is busy: more callers wait at the socket than it takes";
+        let mut busy = Failure::new(Exit::Unreachable, what, why).advise(
+            "try again with a longer --timeout; who calls so often stands in the audit log as \
+             refused",
+        );
+        busy.reason = Some(AGENT_BUSY.to_owned());
+        return busy;
+    }
     let why = if kind == io::ErrorKind::NotFound {
         "there is no such socket, so no agent runs or it listens elsewhere".to_owned()
     } else if kind == io::ErrorKind::ConnectionRefused {
@@ -125,8 +153,10 @@ fn unreachable(path: &Path, error: &io::Error) -> Failure {
     } else {
         error.to_string()
     };
-    Failure::new(Exit::Unreachable, what, why)
-        .advise("sudo jtnt-agent service start, or name the socket with --socket PATH")
+    Failure::new(Exit::Unreachable, what, why).advise(
+        "start it with sudo jtnt-agent service start, or with jtnt-agent run in the \
+             foreground; or name its socket with --socket PATH",
+    )
 }
 
 #[cfg(test)]
@@ -144,5 +174,42 @@ mod tests {
         for bad in ["", "https://x:1", "ftp://x"] {
             assert!(Target::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    /// A listener with as many callers waiting as it takes.
+    #[cfg(unix)]
+    async fn full(path: &Path) -> (tokio::net::UnixListener, Vec<tokio::net::UnixStream>) {
+        let socket = tokio::net::UnixSocket::new_stream().unwrap();
+        socket.bind(path).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let mut callers = Vec::new();
+        while let Ok(caller) = tokio::net::UnixStream::connect(path).await {
+            callers.push(caller);
+        }
+        (listener, callers)
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn whoever_finds_the_queue_full_gets_in_once_it_moves() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let (listener, _callers) = full(&path).await;
+        // The first try comes before the queue moves: both take turns on one thread.
+        let patience = Duration::from_secs(60);
+        let (stream, taken) = tokio::join!(dial(&path, patience), listener.accept());
+        assert!(stream.is_ok() && taken.is_ok(), "{stream:?}");
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn an_agent_that_stays_busy_is_told_from_one_that_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let _full = full(&path).await;
+        let failure = Target::Socket(path).connect(Duration::ZERO).await.unwrap_err();
+        assert_eq!(failure.exit, Exit::Unreachable);
+        assert_eq!(failure.reason.as_deref(), Some(AGENT_BUSY));
+        assert!(failure.text().contains("the agent is busy"), "{}", failure.text());
     }
 }

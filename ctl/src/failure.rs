@@ -1,11 +1,19 @@
 //! What to say when a command cannot be answered: what failed, why, what to do next.
 
-use std::io;
+use std::{error::Error, io};
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{Exit, output::escape::clean};
+
+/// For whom no group of the configuration is of use.
+const NOT_MAPPED: &str =
+    "call as another user than nobody, and from outside of containers and user namespaces";
+
+/// A foreground agent has no service to ask.
+const DOES_IT_RUN: &str =
+    "see whether it runs: jtnt-agent service status, or the terminal of jtnt-agent run";
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,21 +51,33 @@ impl Failure {
         Self::new(exit, format!("{verb} {}", path.display()), error.to_string())
     }
 
+    /// An agent cuts whoever it cannot serve before it reads a byte, and so cannot say why.
+    pub(crate) fn cut(what: impl Into<String>, error: &Cause) -> Self {
+        let why = format!("the agent cut the connection ({})", cause(error));
+        Self::new(Exit::Unreachable, what, why).advise(
+            "try again in a moment: it cuts a user who calls too often or has too many \
+             connections, and one whose groups it cannot look up; or it has just ended",
+        )
+    }
+
     /// What the daemon, or the way to it, answered instead.
     pub(crate) fn rpc(what: impl Into<String>, status: &Status) -> Self {
+        // A status that the daemon sent has no source.
+        if let Some(lost) = status.source().filter(|e| e.is::<tonic::transport::Error>()) {
+            return Self::cut(what, lost);
+        }
         let info = status.get_details_error_info().filter(|info| info.domain == "jtnt");
         let (exit, advice) = meaning(status.code());
         let why = match status.message() {
             "" => status.code().description().to_owned(),
             message => message.to_owned(),
         };
-        Self {
-            what: what.into(),
-            why,
-            advice: advice.map(str::to_owned),
-            reason: info.map(|info| info.reason),
-            exit,
-        }
+        let reason = info.map(|info| info.reason);
+        let advice = match reason.as_deref() {
+            Some("USER_NOT_MAPPED") => Some(NOT_MAPPED),
+            _ => advice,
+        };
+        Self { what: what.into(), why, advice: advice.map(str::to_owned), reason, exit }
     }
 
     /// One to three lines for stderr.
@@ -75,6 +95,29 @@ impl Failure {
     }
 }
 
+/// tonic's own text is "transport error"; what happened stands at the end of the chain.
+pub(crate) fn cause(error: &Cause) -> String {
+    chain(error).last().unwrap_or(error).to_string()
+}
+
+/// Whether the other end hung up.
+pub(crate) fn is_cut(error: &Cause) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let cut = |e: &io::Error| matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof);
+    chain(error).any(|e| e.downcast_ref().is_some_and(cut))
+}
+
+type Cause = dyn Error + 'static;
+
+fn chain(error: &Cause) -> impl Iterator<Item = &Cause> {
+    let mut next = Some(error);
+    std::iter::from_fn(move || {
+        let this = next?;
+        next = this.source();
+        Some(this)
+    })
+}
+
 fn meaning(code: Code) -> (Exit, Option<&'static str>) {
     match code {
         Code::PermissionDenied | Code::Unauthenticated => (
@@ -84,7 +127,7 @@ fn meaning(code: Code) -> (Exit, Option<&'static str>) {
                  or admin_groups; `jtntctl authz explain USER METHOD` tells what is needed",
             ),
         ),
-        Code::Unavailable => (Exit::Unreachable, Some("jtnt-agent service status")),
+        Code::Unavailable => (Exit::Unreachable, Some(DOES_IT_RUN)),
         Code::DeadlineExceeded | Code::Cancelled => {
             (Exit::Unreachable, Some("try again with a longer --timeout"))
         }
@@ -99,7 +142,7 @@ fn meaning(code: Code) -> (Exit, Option<&'static str>) {
             (Exit::Io, Some("the daemon is of another version; compare with `jtntctl version`"))
         }
         Code::Unknown | Code::Internal | Code::DataLoss => {
-            (Exit::Io, Some("look at the agent's log: journalctl -u jtnt-agent"))
+            (Exit::Io, Some("look at the agent's log: journalctl -u jtnt-agent, or where it runs"))
         }
     }
 }

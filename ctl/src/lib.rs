@@ -20,7 +20,7 @@ mod output;
 mod run;
 
 pub use cli::{Cli, Command, EXIT_CODES, Global};
-pub use connect::{DEFAULT_SOCKET, Target, over};
+pub use connect::{AGENT_BUSY, DEFAULT_SOCKET, Target, over};
 pub use exit::Exit;
 pub use failure::Failure;
 pub use io::Io;

@@ -29,7 +29,7 @@ pub struct Standalone;
 
 impl Host for Standalone {
     async fn connect(&self, global: &Global) -> Result<Channel, Failure> {
-        global.socket.connect().await
+        global.socket.connect(global.patience()).await
     }
 
     fn command_line(&self) -> clap::Command {
@@ -129,7 +129,7 @@ pub async fn run(command: Command, global: &Global, io: &mut Io, host: &impl Hos
         Err(Failure::new(Exit::Unreachable, "reach the agent", "this command does not use it"))
     };
     let json = global.output == Output::Json;
-    let timeout = Duration::from_secs(global.timeout);
+    let timeout = global.patience();
     let mut session = Session { io, json, timeout, link };
     let command_line = || host.command_line();
     let outcome = Box::pin(commands::dispatch(command, &mut session, command_line)).await;

@@ -178,6 +178,21 @@ fn a_socket_that_nobody_serves_is_told_from_one_that_is_not_there() {
     assert!(text.contains("no such socket"), "{text}");
 }
 
+/// An agent does that to whoever calls too often, before it has read a byte.
+#[cfg(unix)]
+#[test]
+fn a_connection_that_is_cut_at_once_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let agent = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let (exit, text) = type_in(&["status", "--socket", path.to_str().unwrap()]);
+    agent.join().unwrap();
+    assert_eq!(exit, Exit::Unreachable, "{text}");
+    assert!(text.contains("cut the connection"), "{text}");
+    assert!(text.contains("calls too often"), "{text}");
+}
+
 #[test]
 fn completions_and_manual_pages_cover_the_whole_command_line() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {

@@ -53,7 +53,7 @@ async fn whoever_speaks_another_protocol_is_told_what_to_speak() {
 async fn a_message_of_100_mib_is_refused_and_costs_the_agent_nothing() {
     let home = Home::new().unwrap();
     let agent = home.start().await.unwrap();
-    let channel = Target::Socket(home.socket()).connect().await.unwrap();
+    let channel = Target::Socket(home.socket()).connect(HUNG_UP).await.unwrap();
     let mut client = PolicyServiceClient::new(channel.clone());
     let path = "x".repeat(100 << 20);
     let huge = CheckExecRequest { path, ..CheckExecRequest::default() };
@@ -63,7 +63,7 @@ async fn a_message_of_100_mib_is_refused_and_costs_the_agent_nothing() {
     if let Some(memory) = resident(agent.pid()) {
         assert!(memory < 64 << 20, "{memory} bytes");
     }
-    let again = Target::Socket(home.socket()).connect().await.unwrap();
+    let again = Target::Socket(home.socket()).connect(HUNG_UP).await.unwrap();
     AgentServiceClient::new(again).get_status(GetStatusRequest {}).await.unwrap();
     agent.stop().await.unwrap();
 }

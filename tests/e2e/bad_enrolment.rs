@@ -74,6 +74,7 @@ async fn tokens_that_do_not_count_are_told_apart() {
         let ran = site.enrol_with(&file, &root, &[]).await;
         refused(&site, &before, &ran, &words);
         assert!(!ran.stderr.contains(&expired), "a token is a secret: {}", ran.stderr);
+        assert_eq!(ran.stderr.matches("operator").count(), 1, "advised once: {}", ran.stderr);
     }
     // The daemon was not there, and tells of it all the same.
     let agent = site.home.start().await.unwrap();

@@ -127,9 +127,14 @@ async fn an_agent_that_leaves_its_hub_goes_on_without_one() {
     site.in_force(1).await;
     // What changes files under a running agent is refused, and tells who has them.
     for args in [&["unenroll"][..], &["clock", "reset"]] {
-        let ran = site.home.agent(args).await.unwrap().exits(6).unwrap();
+        let ran = site.home.agent(args).await.unwrap().exits(1).unwrap();
         assert!(ran.stderr.contains(&format!("pid {}", agent.pid())), "{}", ran.stderr);
     }
+    // A command that only asks must not be read as answered with no.
+    let elsewhere = site.home.path().join("no.sock");
+    let lost = ["--socket", elsewhere.to_str().unwrap(), "audit", "verify"];
+    let ran = site.home.agent(&lost).await.unwrap().exits(3).unwrap();
+    assert!(ran.stderr.contains(&format!("pid {}", agent.pid())), "{}", ran.stderr);
     agent.stop().await.unwrap();
     site.home.agent(&["clock", "reset"]).await.unwrap().exits(0).unwrap();
     site.home.agent(&["unenroll"]).await.unwrap().exits(0).unwrap();

@@ -18,11 +18,18 @@ use crate::{
 /// Below the range of jobs, in no user database.
 const STRANGER: u32 = 61_100;
 
+/// What the kernel calls users that it cannot name.
+const NOT_MAPPED: u32 = 65_534;
+
 /// `jtntctl ARGS...` as the stranger, who may enter the folder but has no role.
 async fn stranger(site: &Site, args: &[&str]) -> Ran {
+    as_user(STRANGER, site, args).await
+}
+
+async fn as_user(uid: u32, site: &Site, args: &[&str]) -> Ran {
     let mut command = Command::new(site.home.path().join("jtntctl"));
     command.current_dir("/").arg("--socket").arg(site.home.socket()).args(args);
-    run(command.uid(STRANGER).gid(STRANGER)).await.unwrap()
+    run(command.uid(uid).gid(uid)).await.unwrap()
 }
 
 #[tokio::test]
@@ -45,6 +52,8 @@ async fn a_stranger_may_nothing_and_a_reader_may_read() {
         assert!(ran.stderr.contains("reader_groups"), "{args:?}: {}", ran.stderr);
         assert_eq!(ran.stdout, "", "{args:?}");
     }
+    let ran = as_user(NOT_MAPPED, &site, &["status"]).await.exits(4).unwrap();
+    assert!(ran.stderr.contains("uid 65534") && ran.stderr.contains("nobody"), "{}", ran.stderr);
     site.home.configure(&json!({"reader_groups": [STRANGER.to_string()]})).unwrap();
     site.home.asked(&["reload"]).await.unwrap();
     stranger(&site, &["status"]).await.exits(0).unwrap();

@@ -67,7 +67,7 @@ impl Authz {
     pub fn standing(&self, peer: &Peer) -> Standing {
         let because = |role, why: &str| Standing { role, why: why.to_owned() };
         if peer.uid == users::UNMAPPED_UID {
-            return because(Role::None, "a user that cannot be told from others");
+            return because(Role::None, "it stands for every user that is not mapped here");
         }
         if peer.uid == 0 {
             return because(Role::Admin, "it is root");

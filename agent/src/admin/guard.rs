@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     audit::{Audit, Record},
-    platform::peer::Peer,
+    platform::{peer::Peer, users},
 };
 
 /// What every guard shares.
@@ -66,6 +66,16 @@ impl<S> Guard<S> {
         let Peer { uid, pid, .. } = *self.peer;
         self.rules.refusals.count(Why::Role, Some(uid), pid, Some(path));
         self.refused.cancel();
+        if uid == users::UNMAPPED_UID {
+            return Err(error::status(
+                Code::PermissionDenied,
+                "USER_NOT_MAPPED",
+                format!(
+                    "you come as uid {uid}, which is what the kernel calls every user that it \
+                     cannot name here, so no role can be given to it"
+                ),
+            ));
+        }
         Err(error::status(
             Code::PermissionDenied,
             "ROLE_MISSING",

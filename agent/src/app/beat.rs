@@ -11,7 +11,7 @@ use crate::{
     identity::Identity,
     jobs::Jobs,
     overview::{Overview, VERSION},
-    platform::process,
+    platform::sweep,
     policy::PolicyKeeper,
     store::{Journal, StoreError},
 };
@@ -23,7 +23,7 @@ const CURSOR: &str = "heartbeat-backoff";
 pub(super) fn facts(
     overview: Overview,
 ) -> impl FnMut() -> Option<HeartbeatRequest> + Send + 'static {
-    let boot_id = process::boot_id().unwrap_or_default();
+    let boot_id = sweep::boot_id().unwrap_or_default();
     move || {
         let identity = overview.sources().identity.borrow().clone().ok()?;
         Some(request(&overview, &identity, &boot_id))

@@ -106,11 +106,12 @@ impl Held {
             host::owned(dir, users::own_uid())
                 .map_err(|e| failed(format!("use {}", dir.display()), e.to_string()))?;
         }
-        let who = format!("jtnt-agent {who} (pid {})", std::process::id());
+        let who = format!("jtnt-agent {who}");
         let path = config.paths().lock();
         let mut taken = Lock::take(&path, &who);
         let given_up = Instant::now() + LINGERING;
-        while matches!(taken, Err(LockError::Held { .. })) && Instant::now() < given_up {
+        let held = |e: &LockError| !matches!(e, LockError::Io { .. });
+        while taken.as_ref().is_err_and(held) && Instant::now() < given_up {
             sleep(TRY_LOCK).await;
             taken = Lock::take(&path, &who);
         }
@@ -119,11 +120,16 @@ impl Held {
             Err(LockError::Io { path, source }) => {
                 Err(of_io(&format!("lock {}", path.display()), &source))
             }
-            Err(held @ LockError::Held { .. }) => {
+            Err(held) => {
                 let what = format!("use {}", config.data_dir.display());
-                let advice = "stop that process first (sudo jtnt-agent service stop), or give \
-                              each agent a data_dir of its own";
-                Err(failed(what, held.to_string()).advise(advice))
+                let failure = Failure::new(Exit::No, what, held.to_string());
+                if matches!(held, LockError::Unnamed { .. }) {
+                    // Its own words say what to do.
+                    return Err(failure);
+                }
+                let advice = "stop that process first (sudo jtnt-agent service stop, or Ctrl-C where \
+                              it runs in the foreground), or give each agent a data_dir of its own";
+                Err(failure.advise(advice))
             }
         }
     }

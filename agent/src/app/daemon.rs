@@ -18,10 +18,10 @@ use crate::{
     admin::{Admin, Deps},
     audit::Record,
     config::{Config, Environment, load_or_default},
-    domain::backoff::Backoff,
+    domain::{backoff::Backoff, health::Enrolled},
     heartbeat,
     overview::{Overview, VERSION},
-    platform::{holder, host, memory, notify::Notify, process},
+    platform::{holder, host, memory, notify::Notify, sweep},
     runtime::tasks::Class,
     telemetry::{
         http::{self, Endpoint, Pages},
@@ -106,7 +106,7 @@ async fn record_start(core: &Core) {
     let mut record = Record::of(Event::Startup)
         .detail("version", VERSION)
         .detail("pid", std::process::id())
-        .detail("boot_id", process::boot_id().unwrap_or_default());
+        .detail("boot_id", sweep::boot_id().unwrap_or_default());
     (record.status, record.origin) = (Some(Status::Success), Some("agent"));
     if let Err(error) = core.state.audit.append(record).await {
         tracing::error!(%error, "no job starts until the audit log can be written");
@@ -211,12 +211,18 @@ async fn give_memory_back(stop: CancellationToken) {
 
 type Done = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-fn cert_check(config: &Config, overview: &Overview) -> Daily {
+pub(super) fn cert_check(config: &Config, overview: &Overview) -> Daily {
     let at = config.cert_check_time.parse().unwrap_or(Time::constant(3, 0, 0, 0));
     let overview = overview.clone();
     let work = Box::new(move || -> Done {
         let check = overview.health().checks.certificates;
-        tracing::info!(status = check.status.word(), "daily cert check: {}", check.message);
+        let status = check.status.word();
+        if matches!(overview.facts().enrolled, Enrolled::No) {
+            // There is no cert to be worried about yet.
+            tracing::debug!(status, "daily cert check: {}", check.message);
+        } else {
+            tracing::info!(status, "daily cert check: {}", check.message);
+        }
         Box::pin(std::future::ready(()))
     });
     Daily { name: "cert-check", at, splay: Duration::ZERO, work }

@@ -5,7 +5,7 @@ use std::{cell::RefCell, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::CommandFactory as _;
 use jtntctl::{
-    Channel, Command, Exit, Failure, Global, Host,
+    AGENT_BUSY, Channel, Command, Exit, Failure, Global, Host,
     cli::{Audit, Cache, Cert, Jobs, Policy},
 };
 
@@ -67,7 +67,14 @@ impl AgentHost {
             return Err(Failure::new(Exit::Unreachable, "reach the agent", why)
                 .advise("is it installed and enrolled? See jtnt-agent enroll --help"));
         }
-        let mut core = Core::open(config, self.config.clone(), "command").await?;
+        // Whoever has the files answers for them. Here a no would be read as that of the command.
+        let core = Core::open(config, self.config.clone(), "command").await;
+        let mut core = core.map_err(|mut failure| {
+            if failure.exit == Exit::No {
+                failure.exit = Exit::Unreachable;
+            }
+            failure
+        })?;
         if let Some((mut keeper, _)) = core.work.take() {
             keeper.begin().await;
         }
@@ -102,7 +109,9 @@ impl AgentHost {
 
 impl Host for AgentHost {
     async fn connect(&self, global: &Global) -> Result<Channel, Failure> {
-        match global.socket.connect().await {
+        match global.socket.connect(global.patience()).await {
+            // A busy agent runs, and has its files to itself.
+            Err(failure) if failure.reason.as_deref() == Some(AGENT_BUSY) => Err(failure),
             Err(failure) if failure.exit == Exit::Unreachable && self.alone => {
                 Box::pin(self.alone()).await
             }

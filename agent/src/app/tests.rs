@@ -4,20 +4,28 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use jtnt_proto::admin::v1 as pb;
-use jtntctl::Channel;
+use jtntctl::{Channel, Exit};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tonic::{Code, IntoRequest as _, Request, Status};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
+use tracing::level_filters::LevelFilter;
 
-use super::{core::Core, reload::Reloader};
+use super::{
+    core::{Core, Held},
+    daemon::cert_check,
+    reload::Reloader,
+};
 use crate::{
     admin::{Admin, Deps, METHODS, Method, Role, Trail},
     config::{Config, load},
     platform::{peer::Peer, users},
     runtime::{durable, tasks::Class},
-    telemetry::log::{Level, LogLevel},
+    telemetry::{
+        log::{Level, LogLevel},
+        overheard::overhear,
+    },
 };
 
 /// Groups that the configuration gives a role.
@@ -175,6 +183,17 @@ async fn a_refusal_says_who_is_missing_what_and_where_it_is_set() {
 }
 
 #[tokio::test]
+async fn a_user_that_is_not_mapped_is_told_so_whatever_its_groups() {
+    let agent = Agent::new().await;
+    let channel = agent.channel(users::UNMAPPED_UID, ADMINS).await;
+    let mut client = pb::agent_service_client::AgentServiceClient::new(channel);
+    let refused = client.get_status(pb::GetStatusRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(reason(&refused).as_deref(), Some("USER_NOT_MAPPED"));
+    assert!(refused.message().contains("uid 65534"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn each_change_is_recorded_with_its_caller_and_a_refused_one_is_not() {
     let agent = Agent::new().await;
     let changes: Vec<_> = METHODS.iter().filter(|m| m.trail == Trail::Change).collect();
@@ -297,6 +316,34 @@ async fn requests_that_make_no_sense_are_answered_with_what_would() {
         assert!(refused.message().contains(says), "{refused:?}");
         assert!(reason(&refused).is_some(), "{refused:?}");
     }
+}
+
+#[tokio::test]
+async fn a_machine_that_waits_to_be_enrolled_is_not_told_daily_that_it_has_no_cert() {
+    let agent = Agent::new().await;
+    for (level, heard) in [(LevelFilter::INFO, false), (LevelFilter::DEBUG, true)] {
+        let (_listening, said) = overhear(level);
+        (cert_check(&agent.core.base.config, &agent.core.overview).work)().await;
+        let said = said.text();
+        assert_eq!(said.contains("daily cert check: no certificate"), heard, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_finds_the_files_taken_reads_once_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&dir.path().join("config.json"));
+    durable::create_dir(&config.data_dir, 0o755).unwrap();
+    let lock = durable::create(&config.paths().lock(), durable::PRIVATE).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let unnamed = Held::take(&config, "test").await.unwrap_err();
+    assert_eq!((unnamed.exit, unnamed.advice), (Exit::No, None));
+    assert!(unnamed.why.contains("sudo fuser -v"), "{}", unnamed.why);
+    drop(lock);
+    let _held = Held::take(&config, "test").await.unwrap();
+    let named = Held::take(&config, "test").await.unwrap_err();
+    assert_eq!(named.exit, Exit::No);
+    assert!(named.advice.unwrap().contains("service stop"), "{}", named.why);
 }
 
 #[tokio::test]

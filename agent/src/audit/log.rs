@@ -69,9 +69,8 @@ impl Log {
         entropy: &dyn Entropy,
     ) -> Result<Self, AuditError> {
         durable::create_dir(&config.dir, DIR_MODE).map_err(|e| fault(&config.dir, &e))?;
-        let who = format!("process {}", std::process::id());
-        let lock =
-            Lock::take(&config.dir.join("lock"), &who).map_err(|e| AuditError(e.to_string()))?;
+        let lock = Lock::take(&config.dir.join("lock"), "the audit log's writer")
+            .map_err(|e| AuditError(e.to_string()))?;
         let last = Head { log_id: String::new(), size: 0, head: ZERO, error: None };
         let mut log = Self { config, signer, clock, open: None, synced: None, last, _lock: lock };
         let opened = match recover::find(&log.config.dir, &log.signer.public_key())? {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead as _, BufReader, Read as _},
+    io::{self, BufRead as _, BufReader, Read as _, Seek as _},
     path::Path,
 };
 
@@ -59,4 +59,47 @@ impl Iterator for Lines {
 pub fn first_line(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let first = Lines::of(path)?.next().transpose()?;
     Ok(first.filter(|line| line.whole).map(|line| line.bytes))
+}
+
+/// How long a file is.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn length(path: &Path) -> io::Result<u64> {
+    Ok(std::fs::metadata(path)?.len())
+}
+
+/// How long its whole lines are, at this moment.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn whole(path: &Path) -> io::Result<u64> {
+    let (file, end) = (File::open(path)?, length(path)?);
+    let from = end.saturating_sub(MAX_LINE_BYTES as u64 + 1);
+    let mut tail = Vec::new();
+    (&file).seek(io::SeekFrom::Start(from))?;
+    file.take(end - from).read_to_end(&mut tail)?;
+    let last = tail.iter().rposition(|b| *b == b'\n');
+    // No newline as far as a line can reach: that is no line, and must be seen.
+    Ok(last.map_or(if from == 0 { 0 } else { end }, |at| from + at as u64 + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn a_line_that_is_being_written_does_not_count_yet() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut grown = |text: &[u8]| {
+            file.write_all(text).unwrap();
+            whole(file.path()).unwrap()
+        };
+        assert_eq!(grown(b""), 0);
+        assert_eq!(grown(b"{\"a\":"), 0);
+        assert_eq!(grown(b"1}\n"), 8);
+        assert_eq!(grown(b"{\"b\""), 8);
+        assert_eq!(grown(&vec![b'x'; MAX_LINE_BYTES + 2]), 12 + MAX_LINE_BYTES as u64 + 2);
+    }
 }

@@ -263,7 +263,7 @@ async fn two_writers_are_impossible() {
     let fixture = Fixture::new();
     let _first = fixture.open();
     let refused = fixture.open_as(7).unwrap_err().to_string();
-    assert!(refused.contains("is held by process"), "{refused}");
+    assert!(refused.contains("is held by the audit log's writer"), "{refused}");
 }
 
 #[tokio::test]

@@ -154,13 +154,18 @@ fn unknown(name: &str) -> String {
 }
 
 fn syntax(text: &str, error: &serde_json::Error) -> Fault {
+    let (line, column) = if error.is_eof() {
+        jtnt_proto::json::end(text.as_bytes())
+    } else {
+        (error.line(), error.column())
+    };
     let full = error.to_string();
     let message = full.rsplit_once(" at line ").map_or(full.as_str(), |(what, _)| what);
-    let message = match last_key(text, error.line(), error.column()) {
+    let message = match last_key(text, line, column) {
         Some(key) => format!("not JSON: {message} (after {key})"),
         None => format!("not JSON: {message}"),
     };
-    Fault { line: error.line(), column: error.column(), message }
+    Fault { line, column, message }
 }
 
 /// The last setting that is named before the fault: columns of a syntax error are hard to count.
@@ -302,6 +307,15 @@ mod tests {
             fault("{\n  \"log_level\": \"info\",\n}"),
             "c.json:3:1: not JSON: trailing comma (after log_level)"
         );
+    }
+
+    #[test]
+    fn a_file_that_was_cut_off_is_named_with_the_place_behind_what_is_there() {
+        assert_eq!(
+            fault("{\n  \"log_level\": \"info\",\n"),
+            "c.json:2:23: not JSON: EOF while parsing a value (after log_level)"
+        );
+        assert_eq!(fault("{\n"), "c.json:1:2: not JSON: EOF while parsing an object");
     }
 
     #[test]

@@ -6,6 +6,8 @@ use jiff::Timestamp;
 
 use crate::{hub::HubError, identity::IdentityError, trust::TrustError};
 
+const ASK_FOR_TOKEN: &str = "ask the hub's operator for a new token";
+
 /// Why an enrolment failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -44,6 +46,10 @@ impl EnrolError {
 
     pub(super) fn busy(why: &dyn fmt::Display) -> Self {
         Self::new("BUSY", format!("another enrolment is under way: {why}"), "wait for its end")
+    }
+
+    pub(super) fn locked(why: &dyn fmt::Display) -> Self {
+        Self::new("BUSY", why.to_string(), "try again once that process is gone")
     }
 
     pub(super) fn enrolled(what: &str) -> Self {
@@ -122,10 +128,14 @@ impl EnrolError {
     }
 
     fn refused(reason: String, detail: &str) -> Self {
-        let advice = match reason.as_str() {
-            "TOKEN_UNKNOWN" => "check the token; ask the hub's operator for one",
-            "TOKEN_USED" | "TOKEN_EXPIRED" => "ask the hub's operator for a new token",
-            _ => "look at the hub's log",
+        // Where we know what the reason means, the hub need not give its advice beside ours.
+        let (detail, advice) = match reason.as_str() {
+            "TOKEN_UNKNOWN" => {
+                ("it did not make this token", "check the token, or ask the hub's operator for one")
+            }
+            "TOKEN_USED" => ("this token was used already", ASK_FOR_TOKEN),
+            "TOKEN_EXPIRED" => ("this token has expired", ASK_FOR_TOKEN),
+            _ => (detail, "look at the hub's log"),
         };
         let stable = !reason.is_empty()
             && reason.len() <= 64

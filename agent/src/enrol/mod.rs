@@ -145,9 +145,9 @@ async fn enroll_stepwise(
     let paths = Paths { data_dir: options.data_dir.clone() };
     durable::create_dir(&paths.data_dir, 0o755)
         .map_err(|e| EnrolError::storage(&paths.data_dir, &e))?;
-    let who = format!("jtnt-agent enroll (pid {})", std::process::id());
-    let _lock = Lock::take(&paths.enrol_lock(), &who).map_err(|e| match e {
+    let _lock = Lock::take(&paths.enrol_lock(), "jtnt-agent enroll").map_err(|e| match e {
         LockError::Held { .. } => EnrolError::busy(&e),
+        LockError::Unnamed { .. } => EnrolError::locked(&e),
         LockError::Io { path, source } => EnrolError::storage(&path, &source),
     })?;
     let hub = options.hub.to_string();

@@ -66,7 +66,18 @@ pub struct Gate {
 /// A program to execute by its descriptor.
 #[derive(Debug)]
 pub struct Program {
-    /// What was matched: the file itself, or where others could change that, a sealed copy.
+    /// The file that was matched.
+    pub file: File,
+    /// Where others could change it: a sealed copy, to be executed instead.
+    pub copy: Option<File>,
+    /// The file's path.
+    pub canonical: String,
+}
+
+/// A file to read, not yet open for reading: that is for the job's user to try.
+#[derive(Debug)]
+pub struct Source {
+    /// What was matched.
     pub file: File,
     /// The file's path.
     pub canonical: String,
@@ -134,9 +145,9 @@ impl Gate {
         self.write(&request.dest, request.run_as.as_deref(), now)
     }
 
-    /// An upload's source, open for reading.
+    /// An upload's source.
     #[must_use]
-    pub fn upload(&self, request: &Upload, now: Timestamp) -> Ruling<File> {
+    pub fn upload(&self, request: &Upload, now: Timestamp) -> Ruling<Source> {
         self.read(&request.path, request.run_as.as_deref(), now)
     }
 
@@ -177,7 +188,7 @@ impl Gate {
         self.in_force().map_or(local, |policy| policy.engine.require_enforcement(local))
     }
 
-    fn read(&self, path: &str, run_as: Option<&str>, now: Timestamp) -> Ruling<File> {
+    fn read(&self, path: &str, run_as: Option<&str>, now: Timestamp) -> Ruling<Source> {
         let policy = self.in_force();
         let rule = || {
             let opened = Opened::source(path)?;
@@ -187,8 +198,8 @@ impl Gate {
                 policy.engine.file(&target(&opened, None, false), Access::Read, run_as, now);
             let decision = self.enforceable(policy, decision, opened.canonical())?;
             let canonical = opened.canonical().to_owned();
-            let file = if decision.allowed { Some(opened.reader()?) } else { None };
-            Ok(Ruling::decided(decision, canonical, file))
+            let source = Source { file: opened.into_file(), canonical: canonical.clone() };
+            Ok(Ruling::decided(decision, canonical, Some(source)))
         };
         Ruling::of(rule(), policy.as_deref())
     }
@@ -238,8 +249,7 @@ impl Gate {
             return Err(Refusal::set_id(&canonical).ruled_by(decision.rule));
         }
         let decision = self.enforceable(policy, decision, &canonical)?;
-        let file = copy.unwrap_or_else(|| opened.into_file());
-        let program = Program { file, canonical: canonical.clone() };
+        let program = Program { file: opened.into_file(), copy, canonical: canonical.clone() };
         Ok(Ruling { sha256, ..Ruling::decided(decision, canonical, Some(program)) })
     }
 

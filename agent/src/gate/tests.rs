@@ -6,7 +6,10 @@ use jtnt_proto::job::Artifact;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{platform::paths::resolve, trust::fixture};
+use crate::{
+    platform::paths::{reopen, resolve},
+    trust::fixture,
+};
 
 fn now() -> Timestamp {
     "2026-06-02T00:00:00Z".parse().unwrap()
@@ -123,7 +126,7 @@ fn what_others_can_change_is_pinned_by_hash_and_runs_from_a_copy() {
     let ruling = gate(&pinned).exec(&exec(&tool), now());
     assert!(ruling.allowed, "{}", ruling.message);
     assert_eq!(ruling.sha256, Some(folder.hash("tool")));
-    let copy = ruling.opened.unwrap().file;
+    let copy = ruling.opened.unwrap().copy.unwrap();
     assert_ne!(Inode::of(&copy.metadata().unwrap()), Inode::of(&fs::metadata(&tool).unwrap()));
     fs::copy("/usr/bin/false", &tool).unwrap();
     assert_eq!(gate(&pinned).exec(&exec(&tool), now()).reason, "CONTENT");
@@ -171,7 +174,8 @@ fn transfers_open_what_a_rule_allows() {
         {"id": "f", "effect": "allow", "path": below, "access": ["read", "write"]}]}));
     let mut text = String::new();
     let read = gate.upload(&upload(&folder.path("log")), now());
-    read.opened.unwrap().read_to_string(&mut text).unwrap();
+    let source = read.opened.unwrap();
+    reopen(&source.file).unwrap().read_to_string(&mut text).unwrap();
     assert_eq!(text, "text");
     let to = gate.download(&download(&folder.path("new")), now()).opened.unwrap();
     assert_eq!((to.name.as_str(), to.canonical), ("new", folder.path("new")));

@@ -182,7 +182,7 @@ fn roll_forward(paths: &Paths) -> Result<(), IdentityError> {
     let failed = |why: String| {
         IdentityError::Unusable(format!("an enrolment could not be put in place: {why}"))
     };
-    let _lock = Lock::take(&paths.enrol_lock(), &format!("pid {}", std::process::id()))
+    let _lock = Lock::take(&paths.enrol_lock(), "jtnt-agent, finishing an enrolment")
         .map_err(|e| failed(e.to_string()))?;
     commit::finish(&paths.data_dir, &mut |_| Ok(()))
         .map(drop)

@@ -31,7 +31,11 @@ use crate::{
     domain::ids::JobId,
     gate::Destination,
     hub::HubClient,
-    platform::{account::with_rights_of, host},
+    platform::{
+        account::with_rights_of,
+        host,
+        paths::{Inode, reach},
+    },
 };
 
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -85,7 +89,7 @@ fn write_failed(error: &io::Error) -> Ended {
     Ended::failed("WRITE_FAILED", format!("the file cannot be written: {error}"))
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Ended> {
     tokio::task::spawn_blocking(work)
@@ -105,12 +109,15 @@ impl Part {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let private = Mode::from_raw_mode(0o600);
         let create = || openat(&to.dir, name.as_str(), flags | OFlags::CLOEXEC, private);
-        let opened = with_rights_of(&identity.account, || match create() {
-            // The name is this job's: an earlier run of the agent did not come to its end.
-            Err(rustix::io::Errno::EXIST) => {
-                unlinkat(&to.dir, name.as_str(), AtFlags::empty()).and_then(|()| create())
-            }
-            other => other,
+        let opened = with_rights_of(&identity.account, || {
+            reach(folder(&to.canonical), &to.dir, OFlags::PATH)?;
+            Ok::<_, io::Error>(match create() {
+                // The name is this job's: an earlier run of the agent did not come to its end.
+                Err(rustix::io::Errno::EXIST) => {
+                    unlinkat(&to.dir, name.as_str(), AtFlags::empty()).and_then(|()| create())
+                }
+                other => other,
+            }?)
         })??;
         Ok((Self { to, name: Some(name) }, File::from(opened)))
     }
@@ -123,14 +130,27 @@ impl Part {
         if let Some(name) = self.name.as_deref() {
             let (dir, final_name) = (&self.to.dir, self.to.name.as_str());
             with_rights_of(&identity.account, || renameat(dir, name, dir, final_name))??;
+            self.name = None;
+            // Whoever owns the folder may have put another file under the temporary name.
+            let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let named = File::from(openat(dir, final_name, look, Mode::empty())?).metadata()?;
+            if Inode::of(&named) != Inode::of(&file.metadata()?) {
+                return Err(io::Error::other("another file was put in its place meanwhile"));
+            }
         }
-        self.name = None;
         if identity.lease.is_some() {
             let own = crate::platform::account::Account::own();
             fchown(&file, Some(own.uid), Some(own.gid))?;
         }
         sync_folder(&self.to.dir)
     }
+}
+
+/// The folder of a canonical path.
+fn folder(canonical: &str) -> &str {
+    canonical
+        .rsplit_once('/')
+        .map_or("/", |(folder, _)| if folder.is_empty() { "/" } else { folder })
 }
 
 impl Drop for Part {
@@ -328,6 +348,47 @@ mod tests {
     async fn more_than_was_promised_is_refused_before_it_is_written() {
         let ended = drain(&[0; 11][..], Received::into_memory(), 10).await.unwrap_err();
         assert_eq!(ended.reason, Some("ARTIFACT_MISMATCH"));
+    }
+
+    #[test]
+    fn a_file_that_was_put_in_its_place_is_no_success() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity { account: crate::platform::account::Account::own(), lease: None };
+        let to = Destination {
+            dir: File::open(dir.path()).unwrap(),
+            name: "app.conf".into(),
+            canonical: dir.path().join("app.conf").to_str().unwrap().into(),
+        };
+        let (part, file) = Part::begin(&identity, to, ".jtnt-j.part".into()).unwrap();
+        let (whole, _) = Received::into_file(file).take(b"content".into()).unwrap();
+        File::create(dir.path().join("other")).unwrap();
+        std::fs::rename(dir.path().join("other"), dir.path().join(".jtnt-j.part")).unwrap();
+        let error = part.end(&identity, whole, 0o640).unwrap_err();
+        assert!(error.to_string().contains("another file"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_the_user_cannot_enter_is_out_of_reach() {
+        let own = crate::platform::account::Account::own();
+        if own.uid != 0 {
+            eprintln!("not root: another user's reach was not tried");
+            return;
+        }
+        let outer = tempfile::tempdir().unwrap();
+        let inner = outer.path().join("open");
+        std::fs::create_dir(&inner).unwrap();
+        std::fs::set_permissions(&inner, Permissions::from_mode(0o777)).unwrap();
+        std::fs::set_permissions(outer.path(), Permissions::from_mode(0o700)).unwrap();
+        let account = crate::platform::account::Account::numbered(65_514);
+        let identity = Identity { account, lease: None };
+        let to = Destination {
+            dir: File::open(&inner).unwrap(),
+            name: "x".into(),
+            canonical: inner.join("x").to_str().unwrap().into(),
+        };
+        let error = Part::begin(&identity, to, ".jtnt-j.part".into()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(std::fs::read_dir(&inner).unwrap().count(), 0);
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! The policy's answer to a job's request, whatever its kind, with what was opened for it.
 
-use std::fs::File;
-
 use jiff::Timestamp;
 use jtnt_proto::{
     bytes::Hash,
@@ -11,7 +9,7 @@ use jtnt_proto::{
 };
 
 use crate::{
-    gate::{Destination, Gate, Program, Ruling},
+    gate::{Destination, Gate, Program, Ruling, Source},
     trust::Keyring,
 };
 
@@ -21,7 +19,7 @@ pub(super) enum Opened {
     /// The program, or a script's interpreter.
     Program(Program),
     Destination(Destination),
-    Source(File),
+    Source(Source),
 }
 
 /// A ruling without its type.

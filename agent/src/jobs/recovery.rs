@@ -23,7 +23,7 @@ use crate::{
         ids::JobId,
         job::{Entry, State},
     },
-    platform::process,
+    platform::sweep,
     runtime::durable,
     store::StoreError,
 };
@@ -62,15 +62,13 @@ async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
     let same_boot = entry
         .process
         .as_ref()
-        .is_some_and(|process| process::boot_id().is_ok_and(|now| now == process.boot_id));
+        .is_some_and(|process| sweep::boot_id().is_ok_and(|now| now == process.boot_id));
     if !same_boot {
         let message = "the machine went down while the job ran";
         let ended = Ended::because(Outcome::Interrupted, "MACHINE_DOWN", message);
         return core.conclude(entry, ended, None).await;
     }
-    let (process, id) = (entry.process.clone(), entry.job_id.clone());
-    let kill = move || process::kill_leftovers(process.as_ref(), id.as_str());
-    let killed = tokio::task::spawn_blocking(kill).await.unwrap_or(0);
+    let killed = end_rest(core, &entry).await;
     tracing::warn!(job_id = %entry.job_id, killed, "the agent ended while this job ran");
     let again = verified(core, &entry).is_ok_and(|(_, job)| job.get().idempotent);
     if again && entry.attempt < MAX_ATTEMPTS {
@@ -83,6 +81,18 @@ async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
     let message = "the agent ended while the job ran; nobody can tell how far it came";
     let ended = Ended::because(Outcome::Indeterminate, "AGENT_ENDED", message);
     core.conclude(entry, ended, None).await
+}
+
+/// Ends what is left of a job: by its process and name, and by a user of its own, which finds also
+/// what has cleared its environment. Returns how many were ended.
+async fn end_rest(core: &Core, entry: &Entry) -> usize {
+    let (process, id) = (entry.process.clone(), entry.job_id.clone());
+    let uid = entry.user.as_deref().and_then(|user| core.pool.number(user));
+    let end = move || {
+        let by_name = sweep::kill_leftovers(process.as_ref(), id.as_str());
+        by_name + uid.map_or(0, |uid| sweep::end_all_of(uid).ended)
+    };
+    tokio::task::spawn_blocking(end).await.unwrap_or(0)
 }
 
 /// A result that was stored when the journal could not say so any more.

@@ -28,9 +28,10 @@ use crate::{
     audit::Record,
     domain::{
         admission::{Refused, still_valid},
+        ids::JobId,
         job::{Entry, Process, Reject, State},
     },
-    platform::process,
+    platform::sweep::{self, Swept},
     runtime::tasks::Class,
     store::StoreError,
     trust::{Keyring, TrustError, Verified},
@@ -143,7 +144,7 @@ fn start(core: &Arc<Core>, grant: Grant, shutdown: &CancellationToken) {
 /// Leaves the board even if the work panics.
 struct EndsOnDrop {
     core: Arc<Core>,
-    id: crate::domain::ids::JobId,
+    id: JobId,
 }
 
 impl Drop for EndsOnDrop {
@@ -278,7 +279,7 @@ async fn record_start(
     entry.user = Some(identity.account.name.clone());
     entry.enforcement = Some(core.deps.gate.enforcement().to_owned());
     // No process yet, but the boot it would belong to.
-    entry.process = process::boot_id().ok().map(|boot_id| Process {
+    entry.process = sweep::boot_id().ok().map(|boot_id| Process {
         pid: 0,
         start_time: 0,
         boot_id,
@@ -345,10 +346,8 @@ async fn perform(
     let took = core.deps.clock.uptime().saturating_sub(began);
     entry.duration_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
     core.deps.metrics.job_duration.with_label_values(&[work.kind()]).observe(took.as_secs_f64());
-    let caller = caller_of(&context.live);
-    let concluded = core.conclude(entry, ended, caller).await;
-    sweep(&context);
-    concluded
+    sweep(&context, &entry.job_id).await;
+    core.conclude(entry, ended, caller_of(&context.live)).await
 }
 
 /// Ends a transfer at its timeout, by a cancel, or when the agent stops.
@@ -361,21 +360,27 @@ async fn bounded(context: &Context, transfer: impl Future<Output = Ended>) -> En
     }
 }
 
-/// A user of a job's own is free again only when nothing runs as it: what has left the session is
+/// Before the end of a job is told, nothing runs as a user of its own: what has left the session is
 /// found by that.
-fn sweep(context: &Arc<Context>) {
-    let Some(uid) = context.identity.lease.as_ref().map(|lease| lease.uid) else { return };
+async fn sweep(context: &Context, id: &JobId) {
     let identity = Arc::clone(&context.identity);
-    context.core.deps.tasks.spawn("job-sweep", Class::OneShot, async move {
-        let swept = tokio::task::spawn_blocking(move || {
-            let ended = process::kill_all_of(uid);
-            drop(identity);
-            ended
-        });
-        if let Ok(ended @ 1..) = swept.await {
-            tracing::warn!(uid, ended, "a job left processes behind; they were ended");
+    let swept = match &identity.lease {
+        // Nearly always nothing runs, and asking costs less than another thread.
+        Some(lease) if sweep::runs_anything(lease.uid) => {
+            tokio::task::spawn_blocking(move || identity.sweep()).await
         }
-    });
+        _ => return,
+    };
+    match swept {
+        Ok(Swept { ended: 0, clean: true }) => {}
+        Ok(Swept { ended, clean: true }) => {
+            tracing::warn!(job_id = %id, ended, "a job left processes behind; they were ended");
+        }
+        Ok(Swept { ended, clean: false }) => {
+            tracing::error!(job_id = %id, ended, "processes of a job do not end; its user id stays taken");
+        }
+        Err(error) => tracing::error!(%error, job_id = %id, "a job's user was not swept"),
+    }
 }
 
 fn caller_of(live: &Live) -> Option<jtnt_proto::audit::Caller> {

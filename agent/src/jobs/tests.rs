@@ -16,7 +16,7 @@ use crate::{
         ids::JobId,
         job::{Entry, Process, State},
     },
-    platform::{account::Account, process},
+    platform::{account::Account, sweep},
     trust::fixture::secret,
 };
 
@@ -181,12 +181,12 @@ async fn a_running_job_can_be_called_off_by_somebody_on_the_machine() {
     assert!(desk.take(leased("j", &exec("/usr/bin/sleep", &["600"]))).await);
     let running = desk.until("j", |e| e.state == State::Running).await;
     let process = running.process.unwrap();
-    assert!(process::is_alive(&process));
+    assert!(sweep::is_alive(&process));
     let caller = jtnt_proto::audit::Caller { uid: Some(7), pid: None, name: None };
     assert_eq!(desk.jobs.cancel(&id("j"), Some(caller)).await, Ok(State::Running));
     let entry = desk.until("j", |e| e.state.is_terminal()).await;
     assert_eq!(entry.state, State::Finished(Outcome::Cancelled));
-    assert!(!process::is_alive(&process));
+    assert!(!sweep::is_alive(&process));
     let line = &desk.audited("j")[1].1;
     assert_eq!((&line["status"], &line["caller"]["uid"]), (&json!("cancelled"), &json!(7)));
 }
@@ -310,7 +310,7 @@ fn some_process(boot_id: String) -> Process {
 #[tokio::test]
 async fn after_a_crash_nothing_is_lost_and_nothing_runs_twice() {
     let desk = Desk::with(&rules());
-    let here = || Some(some_process(process::boot_id().unwrap()));
+    let here = || Some(some_process(sweep::boot_id().unwrap()));
     let before = Some(some_process("another boot".into()));
     assert!(desk.take(leased("waits", &json!({}))).await);
     under_way(&desk, "unknown", &json!({}), here()).await;
@@ -381,8 +381,27 @@ async fn after_a_crash_what_still_runs_is_ended_first() {
     // The journal as a crash would leave it, while the process lives on in this one.
     let process = running.process.clone().unwrap();
     recovery::recover(&desk.core).await.unwrap();
-    assert!(!process::is_alive(&process));
+    assert!(!sweep::is_alive(&process));
     assert!(desk.entry("j-left").state.is_terminal());
+}
+
+#[tokio::test]
+async fn after_a_crash_what_hides_its_name_is_found_by_its_user() {
+    if Account::own().uid != 0 {
+        eprintln!("not root: a user of the job's own was not tried");
+        return;
+    }
+    let desk = Desk::with(&rules());
+    let here = Some(some_process(sweep::boot_id().unwrap()));
+    let user = desk.core.config.uid_range.start().to_string();
+    let entry = under_way(&desk, "hides", &json!({}), here).await;
+    desk.core.deps.journal.update(Entry { user: Some(user.clone()), ..entry }).await.unwrap();
+    let mut nameless = tokio::process::Command::new("/usr/bin/sleep");
+    let mut nameless = nameless.arg("600").env_clear().uid(user.parse().unwrap()).spawn().unwrap();
+    recovery::recover(&desk.core).await.unwrap();
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), nameless.wait()).await;
+    assert!(!ended.unwrap().unwrap().success());
+    assert_eq!(desk.entry("hides").state, State::Finished(Outcome::Indeterminate));
 }
 
 #[tokio::test]

@@ -17,19 +17,23 @@ use jtnt_proto::{
     hub::Outcome,
     job::{Artifact, Upload},
 };
+use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinHandle;
 
 use super::{
-    download::hub,
+    download::{blocking, hub},
     retry::{Retry, wanted},
     runner::{Context, Ended, Flag},
-    work::reopened,
 };
 use crate::{
     domain::ids::JobId,
+    gate::Source,
     hub::{HubClient, HubError, UploadPart},
-    platform::account::with_rights_of,
+    platform::{
+        account::with_rights_of,
+        paths::{reach, reopen},
+    },
 };
 
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -49,9 +53,9 @@ impl Shape {
 }
 
 /// Reads a file into an artifact.
-pub(super) async fn run(context: &Arc<Context>, id: &JobId, asked: &Upload, from: File) -> Ended {
+pub(super) async fn run(context: &Arc<Context>, id: &JobId, asked: &Upload, from: Source) -> Ended {
     let began = context.core.deps.clock.uptime();
-    let ended = match transfer(context, id, asked, &from).await {
+    let ended = match transfer(context, id, asked, from).await {
         Ok(artifact) => Ended { artifact: Some(artifact), ..Ended::of(Outcome::Ok) },
         Err(ended) => ended,
     };
@@ -66,14 +70,16 @@ async fn transfer(
     context: &Context,
     id: &JobId,
     asked: &Upload,
-    from: &File,
+    from: Source,
 ) -> Result<Artifact, Ended> {
     let unreadable =
         |e: io::Error| Ended::failed("READ_FAILED", format!("{} cannot be read: {e}", asked.path));
-    // Opened once more with the job's own rights, for the kernel to judge.
-    let source = with_rights_of(&context.identity.account, || reopened(from))
-        .and_then(|opened| opened)
-        .map_err(unreadable)?;
+    let identity = Arc::clone(&context.identity);
+    // Opened with the job's own rights, for the kernel to judge.
+    let open = move || {
+        with_rights_of(&identity.account, || reach(&from.canonical, &from.file, OFlags::RDONLY))
+    };
+    let source = blocking(open).await?.and_then(|opened| opened).map_err(unreadable)?;
     let shape = Shape::of(&source).map_err(unreadable)?;
     if let Some(most) = context.file_bytes.filter(|most| shape.size > *most) {
         let message = format!("{} bytes; limits.file_bytes is {most}", shape.size);
@@ -180,7 +186,8 @@ async fn append(
     if state.complete || state.received == size {
         return Ok(());
     }
-    let file = reopened(source)
+    // Anew, so that positions are its own.
+    let file = reopen(source)
         .map_err(|e| ended(Ended::failed("READ_FAILED", format!("not opened again: {e}"))))?;
     let file = tokio::fs::File::from_std(file);
     let part = UploadPart::Append { file, offset: state.received, length: size - state.received };

@@ -4,10 +4,16 @@
 use std::{
     collections::BTreeSet,
     ops::RangeInclusive,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use crate::platform::account::Account;
+use crate::platform::{
+    account::Account,
+    sweep::{Swept, end_all_of, runs_anything},
+};
 
 /// Numbers for users of a job's own.
 #[derive(Debug, Clone)]
@@ -27,10 +33,15 @@ struct Inner {
 pub(super) struct Lease {
     pub(super) uid: u32,
     inner: Arc<Mutex<Inner>>,
+    /// Something that does not end runs as it.
+    lost: AtomicBool,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if self.lost.load(Ordering::Relaxed) {
+            return;
+        }
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).used.remove(&self.uid);
     }
 }
@@ -40,15 +51,23 @@ impl Pool {
         Self { range, inner: Arc::default() }
     }
 
+    /// Whether a name that the journal has is a number of this pool.
+    pub(super) fn number(&self, user: &str) -> Option<u32> {
+        user.parse().ok().filter(|uid| self.range.contains(uid))
+    }
+
     /// The next free number after the last that was given, so that one rests before it comes back.
     fn lease(&self) -> Option<Lease> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let after = inner.last.map_or(*self.range.start(), |last| last.saturating_add(1));
         let round = self.range.clone().skip_while(|uid| *uid < after).chain(self.range.clone());
-        let uid = round.into_iter().find(|uid| !inner.used.contains(uid))?;
+        // After a crash of the agent something may still run as a number that this process never
+        // gave.
+        let free = |uid: &u32| !inner.used.contains(uid) && !runs_anything(*uid);
+        let uid = round.into_iter().find(free)?;
         inner.used.insert(uid);
         inner.last = Some(uid);
-        Some(Lease { uid, inner: Arc::clone(&self.inner) })
+        Some(Lease { uid, inner: Arc::clone(&self.inner), lost: AtomicBool::new(false) })
     }
 }
 
@@ -57,6 +76,17 @@ impl Pool {
 pub(super) struct Identity {
     pub(super) account: Account,
     pub(super) lease: Option<Lease>,
+}
+
+impl Identity {
+    /// Ends what still runs as a user of the job's own. Blocks. What does not end keeps its number:
+    /// no other job may meet it.
+    pub(super) fn sweep(&self) -> Swept {
+        let Some(lease) = &self.lease else { return Swept { ended: 0, clean: true } };
+        let swept = end_all_of(lease.uid);
+        lease.lost.store(!swept.clean, Ordering::Relaxed);
+        swept
+    }
 }
 
 /// Why a job has no user.

@@ -1,6 +1,6 @@
 //! Programs and scripts: what they are started with, and their supervision to the end.
 
-use std::{collections::BTreeMap, fs::File, io, os::fd::AsRawFd as _, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, os::fd::AsRawFd as _, sync::Arc, time::Duration};
 
 use jtnt_proto::{
     hub::{JobStatusState, Outcome},
@@ -34,6 +34,7 @@ const RECORD_AFTER: Duration = Duration::from_millis(25);
 pub(super) fn of_exec(context: &Context, entry: &Entry, exec: &Exec, program: Program) -> Launch {
     Launch {
         program: program.file,
+        copy: program.copy,
         argv0: program.canonical,
         args: exec.args.clone(),
         env: environment(context, entry, &exec.env),
@@ -67,6 +68,7 @@ pub(super) async fn of_script(
     args.extend(script.args.iter().cloned());
     Ok(Launch {
         program: program.file,
+        copy: program.copy,
         argv0: program.canonical,
         args,
         env: environment(context, entry, &script.env),
@@ -122,6 +124,7 @@ pub(super) async fn run(context: &Arc<Context>, entry: &mut Entry, launch: Launc
 
 const fn reason_of(error: &LaunchError) -> &'static str {
     match error {
+        LaunchError::Unreachable { .. } => "PROGRAM_UNREACHABLE",
         LaunchError::Cwd { .. } => "CWD_UNAVAILABLE",
         LaunchError::Start { .. } => "CANNOT_START",
     }
@@ -263,9 +266,4 @@ fn by_itself(exit: Exit) -> Ended {
         (None, Some(signal)) => Ended::failed("SIGNAL", format!("ended by signal {signal}")),
         (None, None) => Ended::failed("NO_EXIT", "ended without exit code or signal"),
     }
-}
-
-/// Opens the same file anew, so that positions are its own.
-pub(super) fn reopened(file: &File) -> io::Result<File> {
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

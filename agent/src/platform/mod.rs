@@ -8,4 +8,5 @@ pub mod notify;
 pub mod paths;
 pub mod peer;
 pub mod process;
+pub mod sweep;
 pub mod users;

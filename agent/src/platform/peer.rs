@@ -22,18 +22,18 @@ pub struct Peer {
     pub groups: Vec<u32>,
 }
 
-/// The peer of `stream`; `None` when anything about it cannot be known, or when it is a user that
-/// this user namespace does not map: such a peer is to be refused.
+/// The peer of `stream`; `None` when anything about it cannot be known: such a peer is to be
+/// refused. One that this user namespace does not map has a number that says so, and no groups.
 #[must_use]
 pub fn of(stream: &UnixStream) -> Option<Peer> {
     let credential = stream.peer_cred().ok()?;
     let uid = credential.uid();
+    let pid = credential.pid().and_then(|pid| u32::try_from(pid).ok());
     if uid == users::UNMAPPED_UID {
-        return None;
+        return Some(Peer { uid, pid, groups: Vec::new() });
     }
     let mut groups = supplementary(stream).or_else(|| users::groups_of(uid))?;
     groups.push(credential.gid());
-    let pid = credential.pid().and_then(|pid| u32::try_from(pid).ok());
     Some(Peer { uid, pid, groups })
 }
 

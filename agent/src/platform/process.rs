@@ -23,14 +23,15 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::{
     fs::{Mode, OFlags},
     io::{Errno, FdFlags},
-    process::{
-        Pid, PidfdFlags, Resource, Rlimit, Signal, getpriority_user, kill_process_group,
-        pidfd_open, pidfd_send_signal, setrlimit,
-    },
+    process::{PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, setrlimit},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::account::Account;
+use super::{
+    account::{Account, with_rights_of},
+    paths::reach,
+    sweep::{Stat, boot_id, pid_of},
+};
 use crate::domain::job::Process;
 
 /// Names the job in the environment of each of its processes.
@@ -39,9 +40,11 @@ pub const JOB_VARIABLE: &str = "JTNT_JOB_ID";
 /// A process to start.
 #[derive(Debug)]
 pub struct Launch {
-    /// What is executed.
+    /// The file that the policy was asked about. Its user must reach it by its path.
     pub program: File,
-    /// The name it is told, and what commands show.
+    /// A sealed copy of it, executed instead.
+    pub copy: Option<File>,
+    /// The file's path: the name it is told, and what commands show.
     pub argv0: String,
     /// Arguments after the name.
     pub args: Vec<String>,
@@ -60,6 +63,16 @@ pub struct Launch {
 /// Why a process was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
+    /// A folder on the way to the program is closed to the user, or the program is no more.
+    #[error("user {user} does not reach {program}: {source}; open the folders above it")]
+    Unreachable {
+        /// What.
+        program: String,
+        /// Who.
+        user: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The working directory cannot be opened.
     #[error("working directory {path}: {source}")]
     Cwd {
@@ -116,6 +129,12 @@ pub struct PlainLauncher;
 impl Launcher for PlainLauncher {
     fn launch(&self, launch: Launch) -> Result<Running, LaunchError> {
         let program = launch.argv0.clone();
+        let reached =
+            with_rights_of(&launch.account, || reach(&program, &launch.program, OFlags::PATH));
+        if let Err(source) = reached.and_then(|reached| reached) {
+            let user = launch.account.name;
+            return Err(LaunchError::Unreachable { program, user, source });
+        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let cwd = rustix::fs::open(&launch.cwd, flags, Mode::empty())
             .map_err(|e| LaunchError::Cwd { path: launch.cwd.clone(), source: e.into() })?;
@@ -232,7 +251,8 @@ impl Image {
             texts.iter().map(|t| t.as_ptr()).chain([std::ptr::null()]).collect()
         };
         let (argv, envp) = (pointers(args), pointers(env));
-        Ok(Self { program: launch.program.as_raw_fd(), argv, envp, _texts: texts })
+        let program = launch.copy.as_ref().unwrap_or(&launch.program).as_raw_fd();
+        Ok(Self { program, argv, envp, _texts: texts })
     }
 
     /// Returns only if it could not.
@@ -378,115 +398,6 @@ pub fn sealed(name: &str, content: &[u8]) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-fn pid_of(id: u32) -> io::Result<Pid> {
-    i32::try_from(id).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::other("no process id"))
-}
-
-/// The present boot of the machine.
-///
-/// # Errors
-/// When the kernel does not tell.
-pub fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
-}
-
-/// What the kernel says of a process.
-struct Stat {
-    zombie: bool,
-    start_time: u64,
-}
-
-impl Stat {
-    fn of(pid: u32) -> io::Result<Self> {
-        let text = std::fs::read(format!("/proc/{pid}/stat"))?;
-        Self::parse(&String::from_utf8_lossy(&text))
-            .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood")))
-    }
-
-    /// The name stands in parentheses and may hold anything, even more of them.
-    fn parse(text: &str) -> Option<Self> {
-        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
-        let zombie = matches!(fields.next()?, "Z" | "X");
-        let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Self { zombie, start_time })
-    }
-}
-
-/// Whether this very process still runs.
-#[must_use]
-pub fn is_alive(process: &Process) -> bool {
-    boot_id().is_ok_and(|now| now == process.boot_id)
-        && Stat::of(process.pid).is_ok_and(|s| s.start_time == process.start_time && !s.zombie)
-}
-
-/// Ends what an earlier run of the agent left of a job: its group, if the leader is the one that
-/// was recorded, and every process that carries the job's name. Returns how many were ended.
-#[must_use]
-pub fn kill_leftovers(process: Option<&Process>, job_id: &str) -> usize {
-    if let Some(process) = process.filter(|p| is_alive(p))
-        && let Ok(pid) = pid_of(process.pid)
-        && let Err(error) = kill_process_group(pid, Signal::KILL)
-    {
-        tracing::warn!(%error, job_id, "processes of an earlier run were not ended");
-    }
-    let wanted = format!("{JOB_VARIABLE}={job_id}");
-    kill_where(|pid| {
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|b| *b == 0).any(|entry| entry == wanted.as_bytes())
-    })
-}
-
-/// Ends every process of a user that was a job's alone. Returns how many were ended.
-#[must_use]
-pub fn kill_all_of(uid: u32) -> usize {
-    // Nearly always there is none, and the kernel tells so in one call.
-    if getpriority_user(rustix::process::Uid::from_raw(uid)) == Err(Errno::SRCH) {
-        return 0;
-    }
-    kill_where(|pid| user_of(pid) == Some(uid))
-}
-
-/// The real user. The owner of the folder in `/proc` would not do: a process that forbids dumps of
-/// itself shows root there.
-fn user_of(pid: u32) -> Option<u32> {
-    let status = std::fs::read(format!("/proc/{pid}/status")).ok()?;
-    let line = status.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
-    std::str::from_utf8(line).ok()?.split_ascii_whitespace().next()?.parse().ok()
-}
-
-/// A process that forks while it is looked for is found by the next look.
-fn kill_where(is_wanted: impl Fn(u32) -> bool) -> usize {
-    const LOOKS: usize = 16;
-    let (mut ended, mut in_vain) = (0, 0);
-    for _ in 0..LOOKS {
-        let found = processes().filter(|pid| kill_one(*pid, &is_wanted)).count();
-        ended += found;
-        // In the middle of its exec a process has no environment: one look in vain says little.
-        in_vain = if found == 0 { in_vain + 1 } else { 0 };
-        if in_vain == 2 {
-            break;
-        }
-    }
-    ended
-}
-
-fn processes() -> impl Iterator<Item = u32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten();
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
-/// The descriptor is opened before the question, so that the answer is about what is killed.
-fn kill_one(pid: u32, is_wanted: &impl Fn(u32) -> bool) -> bool {
-    let Ok(raw) = pid_of(pid) else { return false };
-    if pid == std::process::id() || !is_wanted(pid) {
-        return false;
-    }
-    let Ok(descriptor) = pidfd_open(raw, PidfdFlags::empty()) else { return false };
-    is_wanted(pid)
-        && Stat::of(pid).is_ok_and(|stat| !stat.zombie)
-        && pidfd_send_signal(&descriptor, Signal::KILL).is_ok()
-}
-
 #[cfg(test)]
 #[path = "process_tests.rs"]
-mod tests;
+pub(super) mod tests;

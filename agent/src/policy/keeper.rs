@@ -357,7 +357,11 @@ impl Keeper {
         });
         self.config.metrics.policy_version.set(version as f64);
         self.config.metrics.policy_expiration.set(expires as f64);
-        tracing::info!(version, "policy in force");
+        if in_force.is_some() {
+            tracing::info!(version, "policy in force");
+        } else {
+            tracing::info!("no policy is in force, so no job may run");
+        }
         self.publish.send_replace(in_force.map(Arc::new));
     }
 

@@ -11,6 +11,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use jtnt_proto::{audit::SealedLine, key::PublicKey};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
 
 use super::*;
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
         signer::AuditSigner,
     },
     store::Journal,
+    telemetry::overheard::overhear,
     trust::fixture::{Installation, policy},
 };
 
@@ -412,6 +414,18 @@ async fn an_identity_that_appears_brings_the_policy_and_its_end_takes_it() {
         stop.cancel();
     };
     tokio::join!(keeper.run(stop.clone()), others);
+}
+
+#[tokio::test]
+async fn the_log_tells_a_policy_from_none() {
+    let (_listening, said) = overhear(LevelFilter::INFO);
+    let fixture = Fixture::new();
+    fixture.keyring.send_replace(None);
+    let (mut keeper, _, _) = fixture.start();
+    keeper.begin().await;
+    let said = said.text();
+    assert!(said.contains("no policy is in force, so no job may run"), "{said}");
+    assert!(!said.contains("version=0"), "{said}");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! A small HTTP/1 server for loopback: pages that are made when asked for, and a bound on
-//! everything a local user could use up.
+//! everything a local user could use up, which keeps no other user out.
 //!
 //! A taken port never keeps the agent from starting, since any local user can hold one: it is said
 //! and tried again. The `Host` header must name this machine, so that a web page somewhere cannot
@@ -8,24 +8,24 @@
 use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
+use super::guests::{Guest, Guests};
 use crate::runtime::tasks::{Class, Tasks};
 
 const MAX_CONNECTIONS: usize = 32;
 const MAX_HEADERS: usize = 64;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 const HEADER_TIME: Duration = Duration::from_secs(5);
-/// A scraper may keep its connection from one scrape to the next.
+/// A scraper may keep its connection from one scrape to the next, while nobody needs the place.
 const CONNECTION_TIME: Duration = Duration::from_secs(120);
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -135,10 +135,8 @@ async fn retry(endpoint: &Endpoint) -> TcpListener {
 }
 
 async fn accept(tasks: &Tasks, endpoint: &Endpoint, listener: &TcpListener) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let guests = Guests::new(MAX_CONNECTIONS);
     loop {
-        // Whoever comes when all slots are taken waits in the kernel's short queue.
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -147,16 +145,17 @@ async fn accept(tasks: &Tasks, endpoint: &Endpoint, listener: &TcpListener) {
                 continue;
             }
         };
+        let Some(guest) = guests.enter().await else { return };
         let (pages, stop) = (Arc::clone(&endpoint.pages), tasks.shutdown());
         tasks.spawn("http connection", Class::OneShot, async move {
-            connection(stream, &pages, stop).await;
-            drop(slot);
+            connection(stream, &pages, &guest, stop).await;
         });
     }
 }
 
-async fn connection(stream: TcpStream, pages: &Pages, stop: CancellationToken) {
+async fn connection(stream: TcpStream, pages: &Pages, guest: &Guest, stop: CancellationToken) {
     let answer = service_fn(|request: Request<Incoming>| {
+        guest.heard();
         let response = respond(pages, &request);
         async move { Ok::<_, Infallible>(response) }
     });
@@ -172,6 +171,7 @@ async fn connection(stream: TcpStream, pages: &Pages, stop: CancellationToken) {
                 tracing::debug!(%error, "http connection");
             }
         }
+        () = guest.told_to_leave() => {}
         () = stop.cancelled() => {}
     }
 }
@@ -182,7 +182,9 @@ fn respond<B>(pages: &Pages, request: &Request<B>) -> Response<Full<Bytes>> {
         Page { status, content_type: "text/plain; charset=utf-8", body }
     };
     let head = request.method() == Method::HEAD;
-    let mut page = if !names_this_machine(request.headers().get(header::HOST)) {
+    let mut page = if !says_one_host(request) {
+        plain(StatusCode::BAD_REQUEST, "HTTP/1.1 asks for exactly one Host (RFC 9112, 3.2)")
+    } else if !names_this_machine(request.headers().get(header::HOST)) {
         let why = "this endpoint answers only to localhost, 127.0.0.1 and [::1]";
         plain(StatusCode::MISDIRECTED_REQUEST, why)
     } else if head || request.method() == Method::GET {
@@ -207,8 +209,15 @@ fn respond<B>(pages: &Pages, request: &Request<B>) -> Response<Full<Bytes>> {
     response
 }
 
-/// Whether `Host` is a name of this machine, with any port. HTTP/1.0 may come without one; no
-/// browser speaks that.
+/// HTTP/1.0 may come without a `Host`; no browser speaks that.
+fn says_one_host<B>(request: &Request<B>) -> bool {
+    match request.headers().get_all(header::HOST).iter().count() {
+        0 => request.version() < Version::HTTP_11,
+        hosts => hosts == 1,
+    }
+}
+
+/// Whether `Host`, if there is one, is a name of this machine, with any port.
 fn names_this_machine(host: Option<&HeaderValue>) -> bool {
     let Some(host) = host else { return true };
     let Some(host) = host.to_str().ok() else { return false };

@@ -52,6 +52,40 @@ async fn pages_are_served_to_this_machine_only() {
 }
 
 #[tokio::test]
+async fn http_1_1_says_one_host_and_1_0_may_go_without() {
+    let (tasks, _essential) = Tasks::new();
+    let at = start(&tasks, endpoint("127.0.0.1:0")).await.unwrap();
+    let close = "Connection: close\r\n\r\n";
+    for hosts in ["", "Host: localhost\r\nHost: localhost\r\n"] {
+        let answer = ask(at, &format!("GET /here HTTP/1.1\r\n{hosts}{close}")).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(answer.contains("exactly one Host"), "{answer}");
+    }
+    let old = ask(at, "GET /here HTTP/1.0\r\n\r\n").await;
+    assert!(old.ends_with("it is here"), "{old}");
+}
+
+#[tokio::test]
+async fn idle_connections_keep_no_probe_out() {
+    let (tasks, _essential) = Tasks::new();
+    let at = start(&tasks, endpoint("127.0.0.1:0")).await.unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(b"GET /here HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut first = [0; 15];
+        stream.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200 OK");
+        idle.push(stream);
+    }
+    // Under the time that a connection may stay idle, which is what it took before.
+    assert!(get(at, "/here", "localhost").await.ends_with("it is here"));
+    let mut closed = Vec::new();
+    idle[0].read_to_end(&mut closed).await.unwrap();
+    assert!(closed.ends_with(b"it is here"), "the longest silent made room");
+}
+
+#[tokio::test]
 async fn headers_are_bounded_and_garbage_is_closed() {
     let (tasks, _essential) = Tasks::new();
     let at = start(&tasks, endpoint("127.0.0.1:0")).await.unwrap();

@@ -1,7 +1,8 @@
 //! The log: JSON or text to standard error, with a level that can be changed while it runs.
 //!
 //! Secrets never get here: types that hold one have no `Debug` that shows it, and libraries that
-//! would print headers at `debug` are only heard from `warn` on.
+//! would print headers at `debug` are only heard from `warn` on, those that warn about peers from
+//! `error` on.
 
 use serde::Serialize;
 use tracing::level_filters::LevelFilter;
@@ -13,6 +14,9 @@ use tracing_subscriber::{
 /// Whose lines follow the level; everybody else is heard from [`OTHERS`] on.
 const OWN: &str = "jtnt";
 const OTHERS: LevelFilter = LevelFilter::WARN;
+/// What warns of each thing a peer does wrong, which any local user can make it do without end.
+/// What matters of it the agent says itself. Each stands for all names that begin like it.
+const PEERS: [&str; 6] = ["h2", "hyper", "tonic", "tower", "rustls", "tokio_rustls"];
 
 /// How much is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -59,7 +63,12 @@ impl Level {
 
     fn targets(self) -> Targets {
         let own = self.filter();
-        Targets::new().with_target(OWN, own).with_default(own.min(OTHERS))
+        // Whoever looks for a fault wants to hear them, and does not do so for long.
+        let peers = if self >= Self::Debug { OTHERS } else { LevelFilter::ERROR };
+        Targets::new()
+            .with_target(OWN, own)
+            .with_targets(PEERS.map(|name| (name, peers)))
+            .with_default(own.min(OTHERS))
     }
 }
 
@@ -147,5 +156,19 @@ mod tests {
         assert!(targets.would_enable("jtnt_agent::jobs", &tracing::Level::TRACE));
         assert!(!targets.would_enable("h2::proto", &tracing::Level::INFO));
         assert!(targets.would_enable("h2::proto", &tracing::Level::WARN));
+    }
+
+    #[test]
+    fn peers_cannot_fill_the_log_by_what_libraries_say_of_them() {
+        use tracing::Level as At;
+        for target in ["h2::proto::streams", "hyper::proto", "hyper_util", "tonic", "rustls::conn"]
+        {
+            for level in [Level::Error, Level::Warn, Level::Info] {
+                assert!(!level.targets().would_enable(target, &At::WARN), "{target}");
+                assert!(level.targets().would_enable(target, &At::ERROR), "{target}");
+            }
+            assert!(Level::Debug.targets().would_enable(target, &At::WARN), "{target}");
+        }
+        assert!(Level::Info.targets().would_enable("redb", &At::WARN), "no peer has a say there");
     }
 }

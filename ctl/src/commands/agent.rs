@@ -12,7 +12,7 @@ use super::show;
 use crate::{
     Exit, Failure,
     cli::{Authz, Health, Log},
-    output::{agent as view, json, status},
+    output::{agent as view, json, status, time},
     run::{Outcome, Session, wait},
 };
 
@@ -46,6 +46,7 @@ pub(super) async fn watch(session: &mut Session<'_>) -> Outcome {
     const WHAT: &str = "watch the status";
     let mut client = client(session)?;
     let mut stream = session.call(WHAT, client.watch_status(pb::WatchStatusRequest {})).await?;
+    let mut last = String::new();
     while let Some(answer) = wait(WHAT, &mut stream).await? {
         let answer = answer.status.ok_or_else(|| nothing(WHAT))?;
         if session.json {
@@ -53,14 +54,17 @@ pub(super) async fn watch(session: &mut Session<'_>) -> Outcome {
             continue;
         }
         let now = now(session, answer.now.as_ref());
-        let screen = status::screen(&answer, now, session.io.color);
-        // A terminal is wiped; a file gets one screen after the other.
-        let text = if session.io.out_is_terminal {
-            format!("\x1b[H\x1b[2J{screen}")
-        } else {
-            format!("{screen}\n")
-        };
-        session.io.print(text.as_bytes())?;
+        // A terminal is wiped for the next screen; elsewhere a line tells what has changed.
+        if session.io.out_is_terminal {
+            let screen = status::screen(&answer, now, session.io.color);
+            session.io.print(format!("\x1b[H\x1b[2J{screen}").as_bytes())?;
+            continue;
+        }
+        let line = status::line(&answer);
+        if line != last {
+            session.io.print(format!("{}  {line}\n", time::absolute(now)).as_bytes())?;
+            last = line;
+        }
     }
     Ok(Exit::Done)
 }

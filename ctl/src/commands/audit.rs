@@ -51,8 +51,16 @@ async fn list(session: &mut Session<'_>, request: pb::ListLinesRequest) -> Outco
     const WHAT: &str = "list the audit log";
     let mut client = Client::new(session.channel()?);
     let mut stream = session.call(WHAT, client.list_lines(request)).await?;
+    let mut empty = true;
     while let Some(answer) = session.next(WHAT, &mut stream).await? {
+        if empty && !session.json {
+            session.io.print(view::headings().as_bytes())?;
+        }
+        empty = false;
         print(session, &answer.line)?;
+    }
+    if empty && !session.json {
+        session.io.print(b"no lines\n")?;
     }
     Ok(Exit::Done)
 }

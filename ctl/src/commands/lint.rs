@@ -9,10 +9,10 @@ use jiff::Timestamp;
 use jtnt_proto::{
     identity::is_id,
     json::{self, JsonError},
-    policy::{ArgPattern, ArgSlot, ArgsRule, Effect, Policy, RequireEnforcement},
+    policy::{ArgPattern, ArgSlot, ArgsRule, Effect, MAX_SLOTS, Policy, RequireEnforcement},
 };
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{policy::read, show};
 use crate::{
@@ -83,7 +83,7 @@ fn lint(bytes: &[u8], now: Timestamp) -> Report {
                 rule: None,
                 line: place(error.line()),
                 column: place(error.column()),
-                message: without_place(&error),
+                message: error.message(),
             };
             return Report { problems: vec![problem], ..Report::default() };
         }
@@ -100,35 +100,14 @@ fn lint(bytes: &[u8], now: Timestamp) -> Report {
     }
 }
 
-/// The place stands in fields of its own.
-fn without_place(error: &JsonError) -> String {
-    let text = error.to_string();
-    let place = format!(" at line {} column {}", error.line(), error.column());
-    text.strip_suffix(&place).unwrap_or(&text).to_owned()
-}
-
 /// Reads a policy as its author writes it: what publishing fills in may be absent.
 fn parse(bytes: &[u8]) -> Result<Policy, JsonError> {
-    let mut draft: Map<String, Value> = json::from_slice(bytes)?;
     let filled = [
         ("policy_id", Value::from("draft")),
         ("issued_at", Value::from("1970-01-01T00:00:00Z")),
         ("audience", serde_json::json!({"root_id": "draft"})),
     ];
-    if filled.iter().all(|(key, _)| draft.contains_key(*key)) {
-        return json::from_slice(bytes);
-    }
-    // Straight from the bytes an error would have its line; but the fields are asked for first.
-    let direct = json::from_slice::<Policy>(bytes);
-    if let Err(error) = direct
-        && !error.to_string().starts_with("missing field")
-    {
-        return Err(error);
-    }
-    for (key, value) in filled {
-        draft.entry(key).or_insert(value);
-    }
-    serde_json::from_value(Value::Object(draft)).map_err(JsonError::from)
+    json::from_slice_filled(bytes, &filled)
 }
 
 struct Check {
@@ -236,6 +215,9 @@ impl Check {
 
     fn args(&mut self, id: &str, args: &ArgsRule) {
         let ArgsRule::Slots(slots) = args else { return };
+        if slots.len() > MAX_SLOTS {
+            self.error(Some(id), format!("more than {MAX_SLOTS} arguments"));
+        }
         for slot in slots {
             match slot {
                 ArgSlot::Literal(text) if text.contains('\0') => {
@@ -244,7 +226,12 @@ impl Check {
                 ArgSlot::Pattern(ArgPattern { pattern }) if pattern.is_empty() => {
                     self.warn(Some(id), "an empty pattern only matches the empty argument");
                 }
-                ArgSlot::Literal(_) | ArgSlot::Pattern(_) => {}
+                ArgSlot::Pattern(pattern) => {
+                    if let Err(fault) = pattern.compile() {
+                        self.error(Some(id), fault);
+                    }
+                }
+                ArgSlot::Literal(_) => {}
             }
         }
     }
@@ -321,6 +308,10 @@ mod tests {
         let report = check(&twice);
         assert!(report.problems[0].message.contains("LD_PRELOAD"));
         assert!(report.problems[1].message.contains("id stands twice"));
+        let args =
+            |args: &str| GOOD.replace("/usr/bin/uptime\"", &format!("/a\", \"args\": {args}"));
+        assert!(first(&args(r#"[{"match": "a)|(b"}]"#)).contains("pattern"));
+        assert!(first(&args(r#"[{"match": "[a-"}]"#)).contains("pattern"));
         let script = r#""script": [{"id": "s", "effect": "allow", "interpreter": "/bin/sh"}],"#;
         let open = GOOD.replace("\"exec\"", &format!("{script} \"exec\""));
         assert!(first(&open).contains("sha256 or signer"));

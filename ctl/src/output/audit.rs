@@ -13,6 +13,11 @@ use super::{
     time as human,
 };
 
+/// What stands above lines for people, which come one by one and so have fixed columns.
+pub(crate) fn headings() -> String {
+    format!("{:>7}  {:<20}  {:<16}  {:<9}  ABOUT\n", "SEQ", "TIME", "EVENT", "STATUS")
+}
+
 /// A line for people; bytes that are none are shown as they are, made harmless.
 pub(crate) fn line(raw: &[u8], color: bool) -> String {
     let Ok(line) = serde_json::from_slice::<Line>(raw) else {

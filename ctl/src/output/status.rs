@@ -7,6 +7,7 @@ use jtnt_proto::admin::v1 as pb;
 use serde::Serialize;
 
 use super::{
+    escape::clean,
     json::{seconds, text, time},
     table::{Table, Tone, toned},
     time as human,
@@ -240,7 +241,7 @@ pub(crate) fn screen(s: &pb::Status, now: Timestamp, color: bool) -> String {
         let tone = if source == "pinned" { Tone::Plain } else { Tone::Warn };
         table.pair("Root of trust", toned(format!("version {}, {source}", root.version), tone));
     }
-    table.pair_if("Enforcement", view.enforcement.unwrap_or_default());
+    table.pair_if("Enforcement", &enforcement(view.enforcement.unwrap_or_default()));
     if let Some(j) = &view.jobs {
         let (running, queued, pending) = (j.running, j.queued, j.pending_results);
         let text = format!("{running} running, {queued} queued, {pending} waiting for the hub");
@@ -264,6 +265,42 @@ pub(crate) fn screen(s: &pb::Status, now: Timestamp, color: bool) -> String {
     let labels: Vec<_> = view.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
     table.pair_if("Labels", &labels.join(" "));
     format!("{}{}", table.render(color), advice(&view.advice, color))
+}
+
+/// What changes of it, on a line.
+pub(crate) fn line(s: &pb::Status) -> String {
+    let view = Status::from(s);
+    let hub = match &view.hub {
+        _ if !view.enrolled => "not enrolled",
+        Some(hub) if hub.connected => "connected",
+        _ => "disconnected",
+    };
+    let mut parts = vec![format!("hub={hub}")];
+    parts.push(match view.policy.as_ref().filter(|p| p.version > 0) {
+        None => "policy=none".to_owned(),
+        Some(p) if p.expired => format!("policy={} EXPIRED", p.version),
+        Some(p) => format!("policy={}", p.version),
+    });
+    if let Some(j) = &view.jobs {
+        let (running, queued, pending) = (j.running, j.queued, j.pending_results);
+        parts.push(format!("running={running}  queued={queued}  waiting_for_hub={pending}"));
+    }
+    if view.audit.as_ref().is_some_and(|a| !a.writable) {
+        parts.push("audit=NOT WRITABLE".to_owned());
+    }
+    let advice: Vec<_> = view.advice.iter().map(|a| a.reason).collect();
+    if !advice.is_empty() {
+        parts.push(format!("advice={}", advice.join(",")));
+    }
+    clean(&parts.join("  ")).into_owned()
+}
+
+/// What the system holds jobs to, with the meaning of the word that newcomers misread.
+fn enforcement(word: &str) -> String {
+    match word {
+        "none" => "none: the policy decides what starts, nothing confines what it does".to_owned(),
+        word => word.to_owned(),
+    }
 }
 
 fn uptime(since: Timestamp, now: Timestamp) -> String {
@@ -320,4 +357,32 @@ fn advice(advice: &[Advice<'_>], color: bool) -> String {
         }
     }
     format!("\n{}", table.render(color))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_enforcement_is_explained() {
+        let status = pb::Status { enforcement: "none".to_owned(), ..pb::Status::default() };
+        let screen = screen(&status, Timestamp::UNIX_EPOCH, false);
+        let row = screen.lines().find(|line| line.starts_with("Enforcement")).unwrap();
+        assert!(
+            row.ends_with("none: the policy decides what starts, nothing confines what it does")
+        );
+    }
+
+    #[test]
+    fn a_line_tells_what_is_wrong_and_cannot_steer_a_terminal() {
+        let status = pb::Status {
+            audit: Some(pb::AuditStatus::default()),
+            advice: vec![pb::Advice { reason: "X\x1b[2J\n".to_owned(), ..pb::Advice::default() }],
+            ..pb::Status::default()
+        };
+        assert_eq!(
+            line(&status),
+            "hub=not enrolled  policy=none  audit=NOT WRITABLE  advice=X\\u{1b}[2J\\n"
+        );
+    }
 }

@@ -149,7 +149,8 @@ impl pb::agent_service_server::AgentService for Fake {
     ) -> Answer<Self::WatchStatusStream> {
         let fresh = pb::Status { version: "0.1.0".into(), now: at(0), ..pb::Status::default() };
         let later = pb::Status { enrolled: true, hub_url: "https://hub".into(), ..fresh.clone() };
-        let answers = [fresh, later].map(|s| pb::WatchStatusResponse { status: Some(s) });
+        let answers =
+            [fresh.clone(), fresh, later].map(|s| pb::WatchStatusResponse { status: Some(s) });
         self.many(answers.into()).await
     }
 

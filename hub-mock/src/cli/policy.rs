@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use jtnt_proto::{json, policy::Policy};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{Desk, Verdict, args::PolicyCommand, lint, output::Output};
 use crate::{
@@ -81,24 +81,24 @@ fn refuse_faults(file: &Path, policy: &Policy) -> Result<(), HubError> {
 /// is filled with a name that no root has: it is only looked at.
 fn read(file: &Path, operator: Option<&Operator>) -> Result<Policy, HubError> {
     let bytes = fs::read(file).map_err(HubError::file(file))?;
-    let refused = |e: &dyn std::fmt::Display| {
-        HubError::refused("POLICY_SHAPE", format!("{}: {e}", file.display()))
-    };
-    let mut document: Map<String, Value> = json::from_slice(&bytes).map_err(|e| refused(&e))?;
-    let mut fill = |key: &str, value: Value| {
-        document.entry(key).or_insert(value);
-    };
-    fill("policy_id", Value::from(format!("policy-{}", hex::encode(random::<8>()?))));
-    fill("issued_at", Value::from(clock::now().to_string()));
     let audience = operator.map(|o| serde_json::to_value(o.audience())).transpose();
     let audience = audience.map_err(|e| HubError::damaged("audience", e))?;
-    fill("audience", audience.unwrap_or_else(|| serde_json::json!({ "root_id": "unsigned" })));
-    let whole = serde_json::to_vec(&document).map_err(|e| refused(&e))?;
-    json::from_slice(&whole).map_err(|e| refused(&e))
+    let filled = [
+        ("policy_id", Value::from(format!("policy-{}", hex::encode(random::<8>()?)))),
+        ("issued_at", Value::from(clock::now().to_string())),
+        ("audience", audience.unwrap_or_else(|| serde_json::json!({ "root_id": "unsigned" }))),
+    ];
+    json::from_slice_filled(&bytes, &filled)
+        .map_err(|e| HubError::refused("POLICY_SHAPE", format!("{}: {e}", file.display())))
 }
 
 #[cfg(test)]
 mod tests {
+    use jtnt_proto::{
+        bytes::Hash,
+        policy::{Access, Effect},
+    };
+
     use super::*;
 
     fn read_text(text: &str) -> Result<Policy, HubError> {
@@ -115,6 +115,16 @@ mod tests {
         let policy = read_text(&TEMPLATE.replace("EXPIRES_AT", &expires)).unwrap();
         assert_eq!(lint::faults(&policy, clock::now()), Vec::<String>::new());
         assert!(TEMPLATE.contains("\"require_enforcement\""));
+        // One rule for each type of job: the README runs the script.
+        assert_eq!(policy.script[0].sha256, Some(Hash::of(b"df -h /\n")));
+        for access in [Access::Read, Access::Write] {
+            assert!(
+                policy
+                    .file
+                    .iter()
+                    .any(|r| { r.effect == Effect::Allow && r.access.contains(&access) })
+            );
+        }
     }
 
     #[test]
@@ -123,6 +133,20 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(said.contains("exce"), "{said}");
+    }
+
+    #[test]
+    fn a_broken_file_is_named_with_the_place_in_it() {
+        let text = TEMPLATE.replace("EXPIRES_AT", "2030-01-01T00:00:00Z");
+        let cut = text.split("\"script\"").next().unwrap();
+        for (text, place) in [
+            (text.replacen("\"effect\"", "\"efect\"", 1), "at line 8 column 28"),
+            (text.replacen("\"any\",", "\"any\"", 1), "at line 7 column 3"),
+            (format!("{cut}\n"), "at line 10 column 5"),
+        ] {
+            let said = read_text(&text).unwrap_err().to_string();
+            assert!(said.contains("policy.json: ") && said.ends_with(place), "{said}");
+        }
     }
 
     #[test]

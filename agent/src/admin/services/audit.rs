@@ -26,7 +26,7 @@ use crate::{
     audit::{
         Head,
         query::{Filter, Follow, Scan},
-        reader::list,
+        reader::{length, list, whole},
     },
     identity::Paths,
     runtime::durable,
@@ -114,7 +114,8 @@ impl AuditService for Audit {
     ) -> Answer<Self::VerifyLogStream> {
         let (names, dir) = (request.into_inner().files, self.0.audit_dir.clone());
         let data_dir = self.0.overview.sources().data_dir.clone();
-        let check = blocking(move || Check::of(&dir, &names, &Paths { data_dir })).await??;
+        let torn = self.0.overview.sources().audit.head().error.is_some();
+        let check = blocking(move || Check::of(&dir, &names, &Paths { data_dir }, torn)).await??;
         Ok(Response::new(Box::pin(stream::try_unfold(check, |mut check| async {
             loop {
                 if let Some(event) = check.ready.pop_front() {
@@ -176,8 +177,9 @@ impl Tail {
 /// A check of files under way.
 struct Check {
     verifier: Verifier,
-    files: VecDeque<PathBuf>,
-    open: Option<File>,
+    /// Each with the bytes of it that are checked.
+    files: VecDeque<(PathBuf, u64)>,
+    open: Option<io::Take<File>>,
     done: u64,
     total: u64,
     told: Instant,
@@ -186,7 +188,9 @@ struct Check {
 }
 
 impl Check {
-    fn of(dir: &Path, names: &[String], paths: &Paths) -> Result<Self, Status> {
+    /// The log as it is now. The agent may be writing the next line, which is no torn one: that
+    /// there is none the writer knows, unless a write of its own has failed.
+    fn of(dir: &Path, names: &[String], paths: &Paths, torn: bool) -> Result<Self, Status> {
         let all = list(dir).map_err(unreadable)?;
         let known = |name: &String| all.iter().any(|day| day.name() == *name);
         if let Some(strange) = names.iter().find(|name| !known(name)) {
@@ -196,10 +200,15 @@ impl Check {
             );
             return Err(error::not_found("UNKNOWN_FILE", why));
         }
+        let newest = all.last().map(|day| day.path.clone());
         let wanted = all.into_iter().filter(|day| names.is_empty() || names.contains(&day.name()));
-        let files: VecDeque<_> = wanted.map(|day| day.path).collect();
-        let length = |path: &PathBuf| path.metadata().map_or(0, |meta| meta.len());
-        let total = files.iter().map(length).sum();
+        let sized = wanted.map(|day| {
+            let whole_lines = !torn && Some(&day.path) == newest.as_ref();
+            let bytes = if whole_lines { whole(&day.path) } else { length(&day.path) }?;
+            Ok((day.path, bytes))
+        });
+        let files = sized.collect::<io::Result<VecDeque<_>>>().map_err(unreadable)?;
+        let total = files.iter().map(|(_, bytes)| bytes).sum();
         let key = durable::read(&paths.audit_pub(), MAX_KEY_BYTES).map_err(unreadable)?;
         let key = std::str::from_utf8(&key).ok().and_then(|text| PublicKey::parse(text.trim()));
         let key = key.ok_or_else(|| {
@@ -221,10 +230,10 @@ impl Check {
     fn step(&mut self) -> io::Result<()> {
         let Some(file) = &mut self.open else {
             match self.files.pop_front() {
-                Some(path) => {
+                Some((path, bytes)) => {
                     let name = path.file_name().unwrap_or_default().to_string_lossy();
                     self.verifier.begin_file(&name);
-                    self.open = Some(File::open(&path)?);
+                    self.open = Some(File::open(&path)?.take(bytes));
                 }
                 None => self.conclude(),
             }

@@ -74,11 +74,11 @@ pub(in crate::app) async fn run(
 /// A running agent takes the identity up at once when it is told to; it looks by itself, too.
 async fn next_step(config: &Config) -> &'static str {
     let lock = Lock::take(&config.paths().lock(), "enrolment");
-    if !matches!(lock, Err(LockError::Held { .. })) {
+    if !matches!(lock, Err(LockError::Held { .. } | LockError::Unnamed { .. })) {
         return "Start the agent: sudo jtnt-agent service start, or jtnt-agent run in the foreground";
     }
     let told = async {
-        let agent = Target::Socket(config.admin_socket.clone()).connect().await.ok()?;
+        let agent = Target::Socket(config.admin_socket.clone()).connect(PATIENCE).await.ok()?;
         AgentServiceClient::new(agent).reload(ReloadRequest {}).await.ok()
     };
     match timeout(PATIENCE, told).await {

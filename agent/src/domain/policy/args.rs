@@ -1,12 +1,9 @@
 //! Arguments: position by position, anchored, and a variable one is never an option.
 
-use jtnt_proto::policy::{ArgSlot, ArgsRule};
+use jtnt_proto::policy::{ArgSlot, ArgsRule, MAX_SLOTS};
 use regex_lite::Regex;
 
 use super::class::Class;
-
-const MAX_SLOTS: usize = 256;
-const MAX_PATTERN_BYTES: usize = 512;
 
 /// Compiled arguments of a rule.
 #[derive(Debug)]
@@ -48,18 +45,10 @@ impl Slot {
     fn compile(slot: &ArgSlot) -> Result<Self, String> {
         match slot {
             ArgSlot::Literal(text) => Ok(Self::Literal(text.clone())),
-            ArgSlot::Pattern(p) if p.pattern.len() > MAX_PATTERN_BYTES => {
-                Err(format!("a pattern has more than {MAX_PATTERN_BYTES} bytes"))
+            ArgSlot::Pattern(p) => {
+                let regex = p.compile()?;
+                Ok(Class::parse(&p.pattern).map_or(Self::Pattern(regex), Self::Class))
             }
-            ArgSlot::Pattern(p) if let Some(class) = Class::parse(&p.pattern) => {
-                Ok(Self::Class(class))
-            }
-            // \A and \z are the ends of the text even where a flag changes ^ and $. The pattern
-            // is compiled alone first: `a)|(b` would close the group that anchors it.
-            ArgSlot::Pattern(p) => Regex::new(&p.pattern)
-                .and_then(|_| Regex::new(&format!(r"\A(?:{})\z", p.pattern)))
-                .map(Self::Pattern)
-                .map_err(|e| format!("pattern {:?}: {e}", p.pattern)),
         }
     }
 

@@ -281,7 +281,10 @@ fn refuse(reason: Reason, target: &Target, considered: Vec<Considered>) -> Decis
             "{path}, or a folder above it, can be changed by others than root; \
              pin its sha256 in the rule, or correct owner and mode"
         ),
-        Reason::HardLink => format!("{path} has other names too; pin its sha256 in the rule"),
+        Reason::HardLink => format!(
+            "{path} has other names (hard links) too; pin its sha256 in the exec rule, or, if it \
+             is a script's interpreter, replace it by a copy that has this name only"
+        ),
         Reason::DenyRule => format!("a rule forbids {path}"),
         Reason::NotNative => {
             format!("{path} is no native executable; send it as a script job")

@@ -42,6 +42,9 @@ pub enum PathFault {
     /// It was moved or replaced while it was looked at.
     #[error("{0:?} was moved or replaced meanwhile; try again")]
     Moved(String),
+    /// Somebody holds a lease on it, and could make whoever opens it wait.
+    #[error("{0:?} is held by another process (a lease); try again when that has ended")]
+    Busy(String),
     /// Too large to be copied before it is executed.
     #[error(
         "{path:?} can be changed by others and is larger than {limit} bytes; move it where \
@@ -81,6 +84,7 @@ impl PathFault {
             Self::NotAFile { .. } => "PATH_NOT_A_FILE",
             Self::HardLink(_) => "HARD_LINK",
             Self::Moved(_) => "PATH_MOVED",
+            Self::Busy(_) => "PATH_BUSY",
             Self::TooLarge { .. } => "PATH_TOO_LARGE",
             Self::Unsupported => "PATH_UNSUPPORTED",
             Self::Io { .. } => "PATH_IO",
@@ -99,6 +103,9 @@ impl PathFault {
     }
 
     pub(super) fn from_io(path: &str, error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return Self::Busy(path.to_owned());
+        }
         Self::Io { path: path.to_owned(), error: error.to_string() }
     }
 }

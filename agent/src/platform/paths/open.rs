@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, Metadata},
-    io::Read as _,
+    io::{self, Read as _},
     os::{
         fd::AsRawFd as _,
         unix::{
@@ -329,9 +329,32 @@ fn not_a_file(path: &str, kind: &'static str) -> PathFault {
     PathFault::NotAFile { path: path.to_owned(), kind }
 }
 
-/// The only way from an `O_PATH` descriptor to one that reads; it cannot lead elsewhere.
-fn reopen(file: &File) -> std::io::Result<File> {
-    File::open(by_descriptor(file))
+/// The only way from an `O_PATH` descriptor to one that reads; it cannot lead elsewhere. Whoever
+/// holds a lease on a file could make others wait for it, so nobody waits.
+///
+/// # Errors
+/// When it may not be read, or is held by a lease.
+pub fn reopen(file: &File) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let no_wait = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
+    File::options().read(true).custom_flags(no_wait).open(by_descriptor(file))
+}
+
+/// Opens a canonical path once more with the rights that this thread has now: a descriptor of the
+/// agent's says nothing of the folders that a job's user may not enter.
+///
+/// # Errors
+/// When these rights do not reach `file` by that path, or it is held by a lease.
+pub fn reach(path: &str, file: &File, flags: OFlags) -> io::Result<File> {
+    // The kernel takes both only where one means something.
+    let wait = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NONBLOCK };
+    let flags = flags | wait | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let reached = File::from(openat2(CWD, path, flags, Mode::empty(), resolve)?);
+    if Inode::of(&reached.metadata()?) == Inode::of(&file.metadata()?) {
+        return Ok(reached);
+    }
+    Err(io::Error::other(PathFault::Moved(path.to_owned())))
 }
 
 fn by_descriptor(file: &File) -> String {

@@ -240,3 +240,27 @@ fn rules_are_resolved_as_requests_are() {
     assert_eq!(resolve("/no/such/file".as_ref()), "/no/such/file");
     assert_eq!(resolve("/".as_ref()), "/");
 }
+
+/// Whoever owns a file may hold a lease on it; who opens it then waits up to 45 s.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_lease_makes_nobody_wait() {
+    use std::{io::BufRead as _, process::Stdio};
+    // F_SETLEASE, F_WRLCK. A break is told by a signal.
+    const HOLD: &str = r#"$SIG{IO} = "IGNORE"; open(F, "+<", $ARGV[0]) or die;
+        fcntl(F, 1024, 1) or die; $| = 1; print "held\n"; sleep 600"#;
+    let folder = Folder::new();
+    let path = folder.file("leased");
+    let mut perl = std::process::Command::new("perl");
+    let mut holder = perl.args(["-e", HOLD, &path]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    std::io::BufReader::new(holder.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "held\n");
+    let source = Opened::source(&path).unwrap();
+    let held = source.reader().map(drop).map_err(|fault| fault.reason());
+    let refused = reach(&path, &source.into_file(), rustix::fs::OFlags::RDONLY);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert_eq!(held, Err("PATH_BUSY"));
+    assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
