@@ -88,9 +88,10 @@ async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
 async fn end_rest(core: &Core, entry: &Entry) -> usize {
     let (process, id) = (entry.process.clone(), entry.job_id.clone());
     let uid = entry.user.as_deref().and_then(|user| core.pool.number(user));
+    let pool = core.pool.clone();
     let end = move || {
         let by_name = sweep::kill_leftovers(process.as_ref(), id.as_str());
-        by_name + uid.map_or(0, |uid| sweep::end_all_of(uid).ended)
+        by_name + uid.map_or(0, |uid| pool.end(uid).ended)
     };
     tokio::task::spawn_blocking(end).await.unwrap_or(0)
 }

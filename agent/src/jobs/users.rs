@@ -32,6 +32,8 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) uid: u32,
+    /// Of the same pool.
+    nobody: u32,
     inner: Arc<Mutex<Inner>>,
     /// Something that does not end runs as it.
     lost: AtomicBool,
@@ -51,6 +53,16 @@ impl Pool {
         Self { range, inner: Arc::default() }
     }
 
+    /// The last number of the range is no job's: see [`end_all_of`].
+    const fn nobody(&self) -> u32 {
+        *self.range.end()
+    }
+
+    /// Ends everything that runs as a user of this pool. Blocks.
+    pub(super) fn end(&self, uid: u32) -> Swept {
+        end_all_of(uid, self.nobody())
+    }
+
     /// Whether a name that the journal has is a number of this pool.
     pub(super) fn number(&self, user: &str) -> Option<u32> {
         user.parse().ok().filter(|uid| self.range.contains(uid))
@@ -60,14 +72,16 @@ impl Pool {
     fn lease(&self) -> Option<Lease> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let after = inner.last.map_or(*self.range.start(), |last| last.saturating_add(1));
-        let round = self.range.clone().skip_while(|uid| *uid < after).chain(self.range.clone());
+        let jobs = *self.range.start()..self.nobody();
+        let round = jobs.clone().skip_while(|uid| *uid < after).chain(jobs);
         // After a crash of the agent something may still run as a number that this process never
         // gave.
         let free = |uid: &u32| !inner.used.contains(uid) && !runs_anything(*uid);
         let uid = round.into_iter().find(free)?;
         inner.used.insert(uid);
         inner.last = Some(uid);
-        Some(Lease { uid, inner: Arc::clone(&self.inner), lost: AtomicBool::new(false) })
+        let (nobody, inner) = (self.nobody(), Arc::clone(&self.inner));
+        Some(Lease { uid, nobody, inner, lost: AtomicBool::new(false) })
     }
 }
 
@@ -83,7 +97,7 @@ impl Identity {
     /// no other job may meet it.
     pub(super) fn sweep(&self) -> Swept {
         let Some(lease) = &self.lease else { return Swept { ended: 0, clean: true } };
-        let swept = end_all_of(lease.uid);
+        let swept = end_all_of(lease.uid, lease.nobody);
         lease.lost.store(!swept.clean, Ordering::Relaxed);
         swept
     }
@@ -145,7 +159,7 @@ mod tests {
 
     #[test]
     fn no_two_jobs_share_a_user_and_a_number_rests() {
-        let pool = Pool::new(10..=12);
+        let pool = Pool::new(10..=13);
         let first = pool.lease().unwrap();
         let second = pool.lease().unwrap();
         assert_eq!((first.uid, second.uid), (10, 11));

@@ -29,7 +29,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     account::{Account, with_rights_of},
-    paths::reach,
+    paths::{enter, reach},
     sweep::{Stat, boot_id, pid_of},
 };
 use crate::domain::job::Process;
@@ -135,9 +135,11 @@ impl Launcher for PlainLauncher {
             let user = launch.account.name;
             return Err(LaunchError::Unreachable { program, user, source });
         }
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let cwd = rustix::fs::open(&launch.cwd, flags, Mode::empty())
-            .map_err(|e| LaunchError::Cwd { path: launch.cwd.clone(), source: e.into() })?;
+        // With the user's rights, too: a descriptor would take it past folders that are closed to
+        // it.
+        let cwd = with_rights_of(&launch.account, || enter(&launch.cwd))
+            .and_then(|opened| opened)
+            .map_err(|source| LaunchError::Cwd { path: launch.cwd.clone(), source })?;
         start(&launch, cwd).map_err(|source| LaunchError::Start { program, source })
     }
 }
@@ -208,6 +210,7 @@ impl Entry {
         if let Some(fd) = self.keep {
             keep_open(fd)?;
         }
+        deadline()?;
         if let Some((groups, gid, uid)) = &self.become_user {
             setgroups(groups)?;
             setresgid(*gid, *gid, *gid)?;
@@ -283,6 +286,35 @@ fn close_all_on_exec() {
     unsafe {
         libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
     };
+}
+
+/// How long a new process may take to begin to execute. Whoever waits for that waits so long.
+const BEGIN_SECONDS: libc::time_t = 5;
+
+/// Ends this process unless it executes something soon: from the moment it has a job's user, other
+/// processes of that user may stop it, and a stopped process does nothing by itself. The timer is
+/// the kernel's, its signal reaches what is stopped, and exec removes it.
+#[expect(unsafe_code, reason = "there is no safe call for it")]
+pub(super) fn deadline() -> io::Result<()> {
+    // SAFETY: the structures are plain numbers for which zero is a value, and they outlive the
+    // calls, which keep nothing of them.
+    let (mut event, mut when): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_SIGNAL;
+    event.sigev_signo = libc::SIGKILL;
+    when.it_value.tv_sec = BEGIN_SECONDS;
+    let mut timer: libc::c_int = 0;
+    // SAFETY: as above; the kernel writes the timer's number into `timer`. The library's call
+    // would allocate.
+    let made = unsafe {
+        libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
+    };
+    if made != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let none = std::ptr::null_mut::<libc::itimerspec>();
+    // SAFETY: as above.
+    let set = unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const when, none) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Lets a descriptor live through exec.

@@ -123,6 +123,43 @@ fn what_is_no_program_does_not_start() {
 }
 
 #[test]
+fn as_root_a_working_directory_behind_a_closed_folder_is_not_entered() {
+    if Account::own().uid != 0 {
+        eprintln!("not root: another user's reach was not tried");
+        return;
+    }
+    let closed = tempfile::tempdir().unwrap();
+    let open = closed.path().join("open");
+    std::fs::create_dir(&open).unwrap();
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(closed.path(), private).unwrap();
+    for cwd in [open.to_str().unwrap().to_owned(), format!("/proc/self/root{}", open.display())] {
+        let mut behind = sh("pwd");
+        behind.account = Account::numbered(65_514);
+        behind.cwd = cwd;
+        let error = PlainLauncher.launch(behind).unwrap_err();
+        assert!(matches!(error, LaunchError::Cwd { .. }), "{error}");
+    }
+}
+
+/// Another process of its user may stop it before it executes anything.
+#[test]
+fn what_is_stopped_before_it_begins_does_not_hold_its_starter() {
+    let mut stopped = Command::new("/bin/true");
+    #[expect(unsafe_code, reason = "a hook between fork and exec is unsafe by its nature")]
+    // SAFETY: the hook makes system calls on plain numbers.
+    unsafe {
+        stopped.pre_exec(|| {
+            deadline()?;
+            rustix::process::kill_process(rustix::process::getpid(), Signal::STOP)?;
+            Ok(())
+        })
+    };
+    let status = stopped.spawn().unwrap().wait().unwrap();
+    assert_eq!(status.signal(), Some(9));
+}
+
+#[test]
 fn a_program_that_was_replaced_does_not_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("program");

@@ -6,6 +6,7 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::process::CommandExt as _},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -18,7 +19,7 @@ use rustix::{
     },
 };
 
-use super::process::JOB_VARIABLE;
+use super::process::{JOB_VARIABLE, deadline};
 use crate::domain::job::Process;
 
 /// How often what will not end is asked to. Each round waits for what it ended.
@@ -100,9 +101,10 @@ pub fn runs_anything(uid: u32) -> bool {
     getpriority_user(rustix::process::Uid::from_raw(uid)) != Err(Errno::SRCH)
 }
 
-/// Ends every process of a user that was a job's alone, however fast they fork.
+/// Ends every process of a user that was a job's alone, however fast they fork. `nobody` is a user
+/// that nothing else ever runs as.
 #[must_use]
-pub fn end_all_of(uid: u32) -> Swept {
+pub fn end_all_of(uid: u32, nobody: u32) -> Swept {
     let mut ended = BTreeSet::new();
     for _ in 0..ROUNDS {
         // Nearly always there is none, and the kernel tells so in one call.
@@ -110,7 +112,7 @@ pub fn end_all_of(uid: u32) -> Swept {
             return Swept { ended: ended.len(), clean: true };
         }
         let found: Vec<_> = processes().filter_map(|pid| alive_of(uid, pid)).collect();
-        match kill_as(uid) {
+        match kill_as(uid, nobody) {
             // Somebody who is dead and not yet reaped is counted by the kernel, and runs nothing.
             Ok(()) if found.is_empty() => return Swept { ended: ended.len(), clean: true },
             Ok(()) => {}
@@ -132,13 +134,20 @@ const DONE: i32 = libc::ECANCELED;
 /// Kills everything that the user may kill, by one call of a process with that user's rights. The
 /// kernel goes through all processes under the lock that a fork needs, so none forks past it,
 /// which no list of processes could promise.
+///
+/// Only the effective user is the job's. Who may signal a process is decided by its real and saved
+/// user, so those whom this one comes to end can neither stop nor kill it.
 #[expect(unsafe_code, reason = "a hook between fork and exec is unsafe by its nature")]
-fn kill_as(uid: u32) -> io::Result<()> {
-    let (gid, uid) = (Gid::from_raw(uid), Uid::from_raw(uid));
+fn kill_as(uid: u32, nobody: u32) -> io::Result<()> {
+    /// Sweepers share their real user, so each would kill the others.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (gid, uid, nobody) = (Gid::from_raw(uid), Uid::from_raw(uid), Uid::from_raw(nobody));
     let kill = move || {
+        deadline()?;
         setgroups(&[])?;
         setresgid(gid, gid, gid)?;
-        setresuid(uid, uid, uid)?;
+        setresuid(nobody, uid, nobody)?;
         // -1: all but the caller and the first process.
         match nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), nix::sys::signal::SIGKILL) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => Err(io::Error::from_raw_os_error(DONE)),
@@ -152,7 +161,6 @@ fn kill_as(uid: u32) -> io::Result<()> {
     match command.spawn() {
         Err(error) if error.raw_os_error() == Some(DONE) => Ok(()),
         Err(error) => Err(error),
-        // Whom it came to end has ended it first.
         Ok(mut child) => child.wait().and(Err(io::Error::other("the sweeper was killed"))),
     }
 }

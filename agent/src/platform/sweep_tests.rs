@@ -11,6 +11,8 @@ use crate::platform::{
     },
 };
 
+const NOBODY: u32 = 65_519;
+
 #[tokio::test]
 async fn what_left_the_session_is_found_by_the_jobs_name() {
     let mut escaped = sh("setsid sh -c 'echo $$; sleep 600; :' & wait");
@@ -40,11 +42,11 @@ async fn as_root_everything_of_a_jobs_user_can_be_ended() {
     let pid: u32 = line(&mut out).parse().unwrap();
     let end = end_of(pid);
     running.leader.reap().unwrap();
-    let swept = end_all_of(uid);
+    let swept = end_all_of(uid, NOBODY);
     assert!(swept.ended >= 1 && swept.clean, "{swept:?}");
     await_end(&end);
     assert!(is_gone(pid));
-    assert_eq!(end_all_of(uid), Swept { ended: 0, clean: true });
+    assert_eq!(end_all_of(uid, NOBODY), Swept { ended: 0, clean: true });
 }
 
 #[test]
@@ -71,6 +73,24 @@ async fn as_root_a_chain_of_forks_does_not_outrun_the_end() {
     assert_eq!(line(&mut File::from(running.stdout)), "go");
     running.leader.reap().unwrap();
     assert!(runs_anything(uid), "it runs on, out of its first session");
-    assert!(end_all_of(uid).clean);
+    assert!(end_all_of(uid, NOBODY).clean);
     assert!(processes().all(|pid| alive_of(uid, pid).is_none()));
+}
+
+/// Its own processes are of one user, so each may stop each: the sweeper must be none of them.
+#[tokio::test]
+async fn as_root_a_job_that_stops_all_it_may_does_not_stop_its_end() {
+    if Account::own().uid != 0 {
+        eprintln!("not root: ending another user's processes was not tried");
+        return;
+    }
+    let uid = 65_515;
+    let mut other = sh("exec setsid perl -e '$| = 1; $SIG{TERM} = \"IGNORE\"; print \"go\\n\"; \
+                        for (;;) { kill \"STOP\", -1 }'");
+    other.account = Account::numbered(uid);
+    let mut running = PlainLauncher.launch(other).unwrap();
+    assert_eq!(line(&mut File::from(running.stdout)), "go");
+    let swept = end_all_of(uid, NOBODY);
+    running.leader.reap().unwrap();
+    assert!(swept.clean, "{swept:?}");
 }

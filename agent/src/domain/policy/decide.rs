@@ -120,7 +120,7 @@ pub(super) fn exec(
         let pinned = rule.sha256.is_some();
         content(rule.sha256.is_none_or(|h| program.sha256 == Some(h)))?;
         if rule.common.effect == Effect::Deny {
-            return denies(&rule.common, around.run_as);
+            return Ok(());
         }
         variables(around.env, |name| rule.env.contains(name))?;
         user(&rule.common, around.run_as)?;
@@ -148,7 +148,7 @@ pub(super) fn script(
                 && rule.signer.is_none_or(|s| script.signers.contains(&s)),
         )?;
         if rule.common.effect == Effect::Deny {
-            return denies(&rule.common, around.run_as);
+            return Ok(());
         }
         variables(around.env, |name| rule.env.contains(name))?;
         user(&rule.common, around.run_as)?;
@@ -169,7 +169,7 @@ pub(super) fn file(
     }
     let rules = engine.file.about(&target.canonical).filter(|r| r.access.contains(&access));
     let fits = |rule: &File| match rule.common.effect {
-        Effect::Deny => denies(&rule.common, run_as),
+        Effect::Deny => Ok(()),
         Effect::Allow => user(&rule.common, run_as),
     };
     settle(engine, rules, fits, target, run_as)
@@ -200,12 +200,10 @@ fn user(rule: &Common, asked: Option<&str>) -> Result<(), Reason> {
     if asked.is_none() || asked == rule.run_as.as_deref() { Ok(()) } else { Err(Reason::RunAs) }
 }
 
-/// A deny is for everybody unless it names a user.
-fn denies(rule: &Common, asked: Option<&str>) -> Result<(), Reason> {
-    match rule.run_as.as_deref() {
-        Some(user) if Some(user) != asked => Err(Reason::RunAs),
-        _ => Ok(()),
-    }
+/// A deny is for everybody unless it names a user: then for whoever would run as that user, and
+/// not only for whoever asked to.
+fn denies(rule: &Common, user: Option<&str>) -> bool {
+    rule.run_as.as_deref().is_none_or(|named| Some(named) == user)
 }
 
 /// A path alone names a file only while nobody else can put another file there.
@@ -227,21 +225,24 @@ fn settle<'r, R: Rule + 'r>(
     asked: Option<&str>,
 ) -> Decision {
     let (mut allow, mut watched): (Option<&Common>, Option<&Common>) = (None, None);
-    let mut considered = Vec::new();
+    let (mut denying, mut considered) = (Vec::new(), Vec::new());
     for rule in rules {
         let common = rule.common();
         match (fits(rule), common.effect) {
             (Err(why), _) => considered.push(Considered { rule: common.id.clone(), why }),
             (Ok(()), Effect::Allow) => allow = allow.or(Some(common)),
-            (Ok(()), Effect::Deny)
-                if common.mode.unwrap_or(engine.policy.mode) == Mode::Monitor =>
-            {
-                watched = watched.or(Some(common));
-            }
-            (Ok(()), Effect::Deny) => {
-                let rule = Some(common.id.clone());
-                return Decision { rule, ..refuse(Reason::DenyRule, target, considered) };
-            }
+            (Ok(()), Effect::Deny) => denying.push(common),
+        }
+    }
+    let user = asked.or_else(|| allow?.run_as.as_deref());
+    for deny in denying {
+        if !denies(deny, user) {
+            considered.push(Considered { rule: deny.id.clone(), why: Reason::RunAs });
+        } else if deny.mode.unwrap_or(engine.policy.mode) == Mode::Monitor {
+            watched = watched.or(Some(deny));
+        } else {
+            let rule = Some(deny.id.clone());
+            return Decision { rule, ..refuse(Reason::DenyRule, target, considered) };
         }
     }
     if let Some(rule) = allow {

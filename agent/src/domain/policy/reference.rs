@@ -51,21 +51,23 @@ fn naive(policy: &Policy, target: &Target, around: Surroundings<'_>) -> (bool, b
             && r.sha256.is_none_or(|h| target.sha256 == Some(h))
     };
     let mode = |r: &ExecRule| r.mode.unwrap_or(policy.mode);
+    let allow = policy.exec.iter().filter(speaks).filter(|r| r.effect == Effect::Allow).find(|r| {
+        around.env.iter().all(|n| r.env.contains(n))
+            && (around.run_as.is_none() || r.run_as.as_deref() == around.run_as)
+            && (r.sha256.is_some() || (target.guarded && target.links == 1))
+    });
+    let user = around.run_as.or(allow.and_then(|r| r.run_as.as_deref()));
     let denies: Vec<_> = policy
         .exec
         .iter()
         .filter(speaks)
         .filter(|r| r.effect == Effect::Deny)
-        .filter(|r| r.run_as.is_none() || r.run_as.as_deref() == around.run_as)
+        .filter(|r| r.run_as.is_none() || r.run_as.as_deref() == user)
         .collect();
     if denies.iter().any(|r| mode(r) == Mode::Enforce) {
         return (false, false);
     }
-    let allow = policy.exec.iter().filter(speaks).filter(|r| r.effect == Effect::Allow).any(|r| {
-        around.env.iter().all(|n| r.env.contains(n))
-            && (around.run_as.is_none() || r.run_as.as_deref() == around.run_as)
-            && (r.sha256.is_some() || (target.guarded && target.links == 1))
-    });
+    let allow = allow.is_some();
     match (allow, policy.mode == Mode::Monitor && around.run_as.is_none()) {
         (true, _) => (true, !denies.is_empty()),
         (false, passes) => (passes, passes),

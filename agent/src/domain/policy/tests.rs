@@ -51,6 +51,21 @@ fn nothing_is_allowed_unless_a_rule_says_so() {
 }
 
 #[test]
+fn a_deny_for_a_user_is_not_passed_by_leaving_the_user_to_the_allow() {
+    let engine = engine(
+        r#"{"exec": [
+            {"id": "no-who", "effect": "deny", "path": "/usr/bin/who", "args": "any",
+             "run_as": "web"},
+            {"id": "all", "effect": "allow", "path": "/usr/bin/w*", "args": "any",
+             "run_as": "web"}]}"#,
+    );
+    let denied = exec(&engine, &program("/usr/bin/who"), &[]);
+    assert_eq!((denied.allowed, denied.reason), (false, Reason::DenyRule));
+    assert_eq!(denied.rule.as_deref(), Some("no-who"));
+    assert!(exec(&engine, &program("/usr/bin/w"), &[]).allowed);
+}
+
+#[test]
 fn a_deny_wins_wherever_it_stands() {
     let engine = engine(
         r#"{"exec": [

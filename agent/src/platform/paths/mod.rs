@@ -11,5 +11,5 @@ mod sealed;
 mod tests;
 
 pub use fault::PathFault;
-pub use open::{Inode, Opened, Place, reach, reopen, resolve};
+pub use open::{Inode, Opened, Place, enter, reach, reopen, resolve};
 pub use sealed::{hash, sealed_copy};

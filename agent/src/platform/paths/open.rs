@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, Metadata},
     io::{self, Read as _},
     os::{
-        fd::AsRawFd as _,
+        fd::{AsRawFd as _, OwnedFd},
         unix::{
             ffi::OsStrExt as _,
             fs::{FileTypeExt as _, MetadataExt as _},
@@ -338,6 +338,16 @@ pub fn reopen(file: &File) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let no_wait = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
     File::options().read(true).custom_flags(no_wait).open(by_descriptor(file))
+}
+
+/// Opens a folder to work in, with the rights that this thread has now. Links are followed, but
+/// for magic ones: these would mean the agent's own.
+///
+/// # Errors
+/// When it is no folder in reach of these rights.
+pub fn enter(path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?)
 }
 
 /// Opens a canonical path once more with the rights that this thread has now: a descriptor of the
