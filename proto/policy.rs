@@ -310,3 +310,27 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_bytes: Option<u64>,
 }
+
+impl Limits {
+    /// Whether each is one that a machine can hold.
+    ///
+    /// # Errors
+    /// Naming the one that is not, and its bounds.
+    pub fn check(&self) -> Result<(), String> {
+        let bounds = [
+            ("timeout_seconds", self.timeout_seconds, 1, 7 * 86_400),
+            ("output_bytes", self.output_bytes, 0, 1 << 30),
+            ("memory_bytes", self.memory_bytes, 1 << 20, 1 << 50),
+            ("pids", self.pids, 1, 4_194_304),
+            ("cpu_percent", self.cpu_percent, 1, 100 * 4096),
+            ("io_weight", self.io_weight, 1, 10_000),
+            ("file_bytes", self.file_bytes, 0, 1 << 50),
+        ];
+        for (name, value, least, most) in bounds {
+            if value.is_some_and(|v| v < least || v > most) {
+                return Err(format!("limits.{name} is not within {least} to {most}"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -67,6 +67,10 @@ async fn a_single_setting_is_enough_and_the_rest_is_shown() {
     for part in ["audit_retention_days", "90", "/var/lib/jtnt-agent", "127.0.0.1:9090"] {
         assert!(shown.stdout.contains(part), "no {part} in {}", shown.stdout);
     }
+    // A file that somebody named must be there, or a slip of the pen would mean the system's own.
     fs::remove_file(home.config()).unwrap();
-    home.agent(&["config", "show"]).await.unwrap().exits(0).unwrap();
+    for command in [&["config", "show"][..], &["run"]] {
+        let ran = home.agent(command).await.unwrap().exits(6).unwrap();
+        assert!(ran.stderr.contains("No such file"), "{}", ran.stderr);
+    }
 }

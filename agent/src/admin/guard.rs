@@ -56,10 +56,9 @@ impl<S> Guard<S> {
         if let Some(method) = method.filter(|method| standing.may(method)) {
             return Ok(method);
         }
-        let Some(method) = method.filter(|_| standing.role > methods::Role::None).or_else(|| {
-            // A stranger does not learn which methods there are.
-            (standing.role == methods::Role::None).then_some(&methods::ANY)
-        }) else {
+        // A stranger does not learn which methods there are not.
+        let unknown = (standing.role == methods::Role::None).then_some(&methods::ANY);
+        let Some(method) = method.or(unknown) else {
             let why = format!("this agent has no method {path}");
             return Err(error::status(Code::Unimplemented, "UNKNOWN_METHOD", why));
         };

@@ -13,7 +13,7 @@ use serde::{
 };
 use serde_json::{Value, value::RawValue};
 
-use super::{Config, settings};
+use super::{Config, DEFAULT_PATH, settings};
 use crate::{platform::users, runtime::durable};
 
 /// More than any configuration needs.
@@ -77,14 +77,16 @@ fn text(path: &Path) -> Result<String, ConfigError> {
     String::from_utf8(bytes).map_err(|e| read(io::Error::new(io::ErrorKind::InvalidData, e)))
 }
 
-/// Reads the file at `path`, or the defaults where there is none: an agent that waits for its
-/// enrolment has no file yet.
+/// Reads the file at `path`. At the default path there may be none, since an agent that waits for
+/// its enrolment has no file yet; one that somebody named has to be there.
 ///
 /// # Errors
-/// When it is there and cannot be read, or with all of its faults.
+/// When it cannot be read, or with all of its faults.
 pub fn load_or_default(path: &Path) -> Result<Config, ConfigError> {
     match load(path) {
-        Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(ConfigError::Read { source, .. })
+            if source.kind() == io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) =>
+        {
             check(path, "{}")
         }
         other => other,

@@ -136,6 +136,9 @@ impl Check {
         if policy.version == 0 {
             self.error(None, "version must be at least 1");
         }
+        if let Err(fault) = policy.limits.check() {
+            self.error(None, fault);
+        }
         if policy.expires_at <= now {
             self.error(None, format!("it expired at {}", policy.expires_at));
         } else if policy.expires_at.as_second() - now.as_second() > DAYS_AHEAD * 86_400 {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use jtnt_proto::{
     identity,
-    policy::{Effect, Policy},
+    policy::{ArgSlot, ArgsRule, Effect, Policy},
     root::Root,
 };
 
@@ -24,6 +24,14 @@ pub(super) fn faults(policy: &Policy, now: Timestamp) -> Vec<String> {
     let days = i64::from(Root::DEFAULT_POLICY_DAYS);
     if policy.expires_at.as_second() - policy.issued_at.as_second() > days * 86_400 {
         faults.push(format!("expires_at: more than {days} days after issued_at"));
+    }
+    faults.extend(policy.limits.check().err());
+    for args in policy.exec.iter().map(|r| &r.args).chain(policy.script.iter().map(|r| &r.args)) {
+        let ArgsRule::Slots(slots) = args else { continue };
+        faults.extend(slots.iter().filter_map(|slot| match slot {
+            ArgSlot::Pattern(pattern) => pattern.compile().err(),
+            ArgSlot::Literal(_) => None,
+        }));
     }
     rules(policy, &mut faults);
     faults

@@ -10,7 +10,7 @@ use jtnt_proto::{
     bytes::Hash,
     identity::is_id,
     key::KeyId,
-    policy::{Access, ArgsRule, Effect, Limits, Mode, Policy},
+    policy::{Access, ArgsRule, Effect, Mode, Policy},
 };
 
 use super::{Engine, args::Args, env, index::Index, pattern::Pattern};
@@ -82,7 +82,7 @@ pub(super) fn engine(
     if !is_id(&policy.policy_id) {
         return Err(whole("policy_id is not of A-Z a-z 0-9 _ - (1 to 64)"));
     }
-    check_limits(policy.limits).map_err(|fault| whole(&fault))?;
+    policy.limits.check().map_err(|fault| whole(&fault))?;
     let (ids, resolved) = (BTreeSet::new(), BTreeMap::new());
     let mut compiler = Compiler { ids, resolved, resolve };
     let (exec, script, file) =
@@ -165,24 +165,6 @@ fn surroundings(
         return Err(at(id, &format!("no rule may allow the variable {name:?}")));
     }
     Ok((Args::compile(args).map_err(|fault| at(id, &fault))?, names.clone()))
-}
-
-fn check_limits(limits: Limits) -> Result<(), String> {
-    let bounds = [
-        ("timeout_seconds", limits.timeout_seconds, 1, 7 * 86_400),
-        ("output_bytes", limits.output_bytes, 0, 1 << 30),
-        ("memory_bytes", limits.memory_bytes, 1 << 20, 1 << 50),
-        ("pids", limits.pids, 1, 4_194_304),
-        ("cpu_percent", limits.cpu_percent, 1, 100 * 4096),
-        ("io_weight", limits.io_weight, 1, 10_000),
-        ("file_bytes", limits.file_bytes, 0, 1 << 50),
-    ];
-    for (name, value, least, most) in bounds {
-        if value.is_some_and(|v| v < least || v > most) {
-            return Err(format!("limits.{name} is not within {least} to {most}"));
-        }
-    }
-    Ok(())
 }
 
 fn at(id: &str, fault: &str) -> CompileError {
