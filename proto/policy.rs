@@ -216,6 +216,23 @@ pub enum ArgsRule {
     Slots(Vec<ArgSlot>),
 }
 
+impl ArgsRule {
+    /// Whether an agent can take it.
+    ///
+    /// # Errors
+    /// The first fault: too many slots, or a pattern that is none.
+    pub fn check(&self) -> Result<(), String> {
+        let Self::Slots(slots) = self else { return Ok(()) };
+        if slots.len() > MAX_SLOTS {
+            return Err(format!("more than {MAX_SLOTS} arguments"));
+        }
+        slots.iter().try_for_each(|slot| match slot {
+            ArgSlot::Literal(_) => Ok(()),
+            ArgSlot::Pattern(pattern) => pattern.compile().map(drop),
+        })
+    }
+}
+
 impl Default for ArgsRule {
     fn default() -> Self {
         Self::Slots(Vec::new())
@@ -249,7 +266,7 @@ pub struct ArgPattern {
     pub pattern: String,
 }
 
-/// More arguments than a rule can name.
+/// The most arguments that a rule can name.
 pub const MAX_SLOTS: usize = 256;
 /// The longest pattern of an argument.
 pub const MAX_PATTERN_BYTES: usize = 512;

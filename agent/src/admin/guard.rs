@@ -56,7 +56,7 @@ impl<S> Guard<S> {
         if let Some(method) = method.filter(|method| standing.may(method)) {
             return Ok(method);
         }
-        // A stranger does not learn which methods there are not.
+        // Of a method that does not exist a stranger hears what it hears of those that read.
         let unknown = (standing.role == methods::Role::None).then_some(&methods::ANY);
         let Some(method) = method.or(unknown) else {
             let why = format!("this agent has no method {path}");

@@ -180,6 +180,9 @@ async fn a_refusal_says_who_is_missing_what_and_where_it_is_set() {
          /jtnt.admin.v1.JobService/CancelJob needs the role operate (see operator_groups in the \
          agent's configuration)"
     );
+    // Whoever has no role yet is not sent to get one that would not do.
+    let refused = agent.call(STRANGER, cancel).await.unwrap_err();
+    assert!(refused.message().contains("needs the role operate"), "{refused:?}");
 }
 
 #[tokio::test]

@@ -95,7 +95,7 @@ pub struct Config {
     pub max_concurrent: usize,
     /// Jobs that wait.
     pub queue: usize,
-    /// User ids for jobs that name no user.
+    /// User ids for jobs that name no user. The last one is no job's.
     pub uid_range: RangeInclusive<u32>,
     /// Bytes of results and outputs that are kept.
     pub cache_max_bytes: u64,

@@ -55,11 +55,11 @@ impl Core {
 
     /// Moves a result that has to wait from the journal to a file.
     pub(super) async fn set_aside(&self, mut entry: Entry) -> io::Result<()> {
-        if entry.result.is_none() {
-            return Ok(());
-        }
-        let body = self.disclose(&mut entry);
-        self.store_result(&entry, body).await?;
+        let Some(body) = entry.result.take() else { return Ok(()) };
+        let bytes = body.len() as u64;
+        self.store_result(&entry, body.into_bytes()).await?;
+        // It is counted as a file by now.
+        self.fewer_pending(bytes);
         self.deps.journal.note(entry).await.map_err(io::Error::other)
     }
 
@@ -90,10 +90,11 @@ impl Core {
     pub(super) async fn delivered(&self, mut entry: Entry) -> Result<(), StoreError> {
         entry.delivered = true;
         entry.envelope = None;
-        if entry.result.is_some() {
-            self.disclose(&mut entry);
+        if let Some(body) = entry.result.take() {
             // After a crash the same bytes are sent again, which the hub knows then.
-            return self.deps.journal.note(entry).await;
+            self.deps.journal.note(entry).await?;
+            self.fewer_pending(body.len() as u64);
+            return Ok(());
         }
         let path = self.result_file(&entry);
         self.deps.journal.update(entry).await?;

@@ -35,10 +35,10 @@ use crate::{
 
 /// Results under way at once.
 const AT_ONCE: usize = 8;
-/// A result with both outputs at their bound, in base64, and room for the rest.
-pub(super) const MAX_RESULT_BYTES: u64 = 1 << 20;
 /// Ids of undelivered jobs in memory; the journal has the rest.
 const WINDOW: usize = 1024;
+/// A result with both outputs at their bound, in base64, and room for the rest.
+pub(super) const MAX_RESULT_BYTES: u64 = 1 << 20;
 
 /// The oldest jobs whose end the hub does not know.
 #[derive(Debug, Default)]

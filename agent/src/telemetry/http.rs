@@ -1,5 +1,6 @@
 //! A small HTTP/1 server for loopback: pages that are made when asked for, and a bound on
-//! everything a local user could use up, which keeps no other user out.
+//! everything a local user could use up. Whoever is silent makes room for who comes; a storm of new
+//! connections can still keep others waiting.
 //!
 //! A taken port never keeps the agent from starting, since any local user can hold one: it is said
 //! and tried again. The `Host` header must name this machine, so that a web page somewhere cannot

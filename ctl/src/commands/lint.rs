@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use jtnt_proto::{
     identity::is_id,
     json::{self, JsonError},
-    policy::{ArgPattern, ArgSlot, ArgsRule, Effect, MAX_SLOTS, Policy, RequireEnforcement},
+    policy::{ArgPattern, ArgSlot, ArgsRule, Effect, Policy, RequireEnforcement},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -217,10 +217,10 @@ impl Check {
     }
 
     fn args(&mut self, id: &str, args: &ArgsRule) {
-        let ArgsRule::Slots(slots) = args else { return };
-        if slots.len() > MAX_SLOTS {
-            self.error(Some(id), format!("more than {MAX_SLOTS} arguments"));
+        if let Err(fault) = args.check() {
+            self.error(Some(id), fault);
         }
+        let ArgsRule::Slots(slots) = args else { return };
         for slot in slots {
             match slot {
                 ArgSlot::Literal(text) if text.contains('\0') => {
@@ -229,12 +229,7 @@ impl Check {
                 ArgSlot::Pattern(ArgPattern { pattern }) if pattern.is_empty() => {
                     self.warn(Some(id), "an empty pattern only matches the empty argument");
                 }
-                ArgSlot::Pattern(pattern) => {
-                    if let Err(fault) = pattern.compile() {
-                        self.error(Some(id), fault);
-                    }
-                }
-                ArgSlot::Literal(_) => {}
+                ArgSlot::Literal(_) | ArgSlot::Pattern(_) => {}
             }
         }
     }

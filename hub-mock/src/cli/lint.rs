@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use jtnt_proto::{
     identity,
-    policy::{ArgSlot, ArgsRule, Effect, Policy},
+    policy::{Effect, Policy},
     root::Root,
 };
 
@@ -26,12 +26,10 @@ pub(super) fn faults(policy: &Policy, now: Timestamp) -> Vec<String> {
         faults.push(format!("expires_at: more than {days} days after issued_at"));
     }
     faults.extend(policy.limits.check().err());
-    for args in policy.exec.iter().map(|r| &r.args).chain(policy.script.iter().map(|r| &r.args)) {
-        let ArgsRule::Slots(slots) = args else { continue };
-        faults.extend(slots.iter().filter_map(|slot| match slot {
-            ArgSlot::Pattern(pattern) => pattern.compile().err(),
-            ArgSlot::Literal(_) => None,
-        }));
+    let exec = policy.exec.iter().map(|r| ("exec", &r.id, &r.args));
+    let script = policy.script.iter().map(|r| ("script", &r.id, &r.args));
+    for (kind, id, args) in exec.chain(script) {
+        faults.extend(args.check().err().map(|fault| format!("{kind} rule {id:?}: {fault}")));
     }
     rules(policy, &mut faults);
     faults

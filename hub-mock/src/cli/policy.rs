@@ -153,13 +153,21 @@ mod tests {
     fn every_fault_is_found() {
         let policy = read_text(
             r#"{"version":0,"expires_at":"2020-01-01T00:00:00Z",
-                "exec":[{"id":"a","effect":"allow","path":"bin/x"}],
+                "limits":{"pids":0},
+                "exec":[{"id":"a","effect":"allow","path":"bin/x","args":[{"match":"a)|(b"}]}],
                 "script":[{"id":"a","effect":"allow","interpreter":"/bin/sh"}]}"#,
         )
         .unwrap();
         let faults = lint::faults(&policy, clock::now()).join("\n");
-        for part in ["version", "is over", "no plain absolute path", "stands twice", "names sha256"]
-        {
+        for part in [
+            "version",
+            "is over",
+            "no plain absolute path",
+            "stands twice",
+            "names sha256",
+            "limits.pids is not within 1",
+            "exec rule \"a\": pattern",
+        ] {
             assert!(faults.contains(part), "{part} in {faults}");
         }
     }
