@@ -151,6 +151,8 @@ pub struct Facts {
     pub policy_expires_at: Option<Timestamp>,
     /// The file system of `data_dir`.
     pub disk: Option<Disk>,
+    /// Why the last record of journal or audit log was not written; no job starts then.
+    pub unrecorded: Option<String>,
     /// The last job that ran; rejected ones did not.
     pub last_job: Option<LastJob>,
 }
@@ -163,7 +165,7 @@ pub fn report(facts: &Facts, version: &'static str, agent_id: String) -> Report 
         certificates: certificate(facts),
         hub_connection: hub(facts),
         policy: policy(facts),
-        disk_space: disk(facts.disk),
+        disk_space: disk(facts),
         last_job: last_job(facts),
     };
     let timestamp = facts.now.round(Unit::Second).unwrap_or(facts.now);
@@ -240,7 +242,19 @@ fn policy(facts: &Facts) -> Check {
     }
 }
 
-fn disk(disk: Option<Disk>) -> Check {
+fn disk(facts: &Facts) -> Check {
+    let space = space(facts.disk);
+    match &facts.unrecorded {
+        // The guide knows no failure of this check; `/readyz` fails.
+        Some(why) => check(
+            Mark::Warn,
+            format!("{}, and no job starts, since none can be recorded: {why}", space.message),
+        ),
+        None => space,
+    }
+}
+
+fn space(disk: Option<Disk>) -> Check {
     let Some(Disk { total, used }) = disk.filter(|d| d.total > 0) else {
         return check(Mark::Warn, "disk space cannot be read");
     };

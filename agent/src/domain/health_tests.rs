@@ -16,6 +16,7 @@ fn well() -> Facts {
         uptime: Duration::from_secs(3600),
         policy_expires_at: Some(at("2025-12-31T00:00:00Z")),
         disk: Some(Disk { total: 1000, used: 452 }),
+        unrecorded: None,
         last_job: Some(LastJob {
             job_id: "j-1".into(),
             finished_at: at("2025-12-16T10:25:00Z"),
@@ -169,4 +170,13 @@ fn the_last_job_warns_unless_it_succeeded() {
     assert_eq!(seen(&job("failed")), ("warn", "last job failed 5m ago: j-1"));
     assert_eq!(job("timeout").status, Mark::Warn);
     assert_eq!(seen(&judged(|f| f.last_job = None).checks.last_job), ("pass", "no jobs yet"));
+}
+
+#[test]
+fn what_cannot_be_recorded_is_said_with_the_disk() {
+    let report = judged(|f| f.unrecorded = Some("audit log: no space left".into()));
+    let said = "disk space 45.2% used, and no job starts, since none can be recorded: audit log: no \
+                space left";
+    assert_eq!(seen(&report.checks.disk_space), ("warn", said));
+    assert!(report.is_healthy(), "as the guide says; readyz fails");
 }

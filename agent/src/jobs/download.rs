@@ -71,7 +71,7 @@ async fn transfer(
     to: Destination,
     mode: u32,
 ) -> Result<(), Ended> {
-    let (identity, name) = (Arc::clone(&context.identity), format!(".jtnt-{id}.part"));
+    let (identity, name) = (Arc::clone(&context.identity), part_name(id));
     let begin = move || Part::begin(&identity, to, name);
     let (part, file) = blocking(begin).await?.map_err(|e| write_failed(&e))?;
     let whole = receive(context, artifact, Received::into_file(file)).await?;
@@ -95,6 +95,20 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Ended::failed("AGENT_FAULT", format!("a thread failed: {error}")))
+}
+
+fn part_name(id: &JobId) -> String {
+    format!(".jtnt-{id}.part")
+}
+
+/// Removes the temporary file of a job that did not come to its end. Blocks.
+pub(super) fn remove_part(to: &Destination, id: &JobId) {
+    let name = part_name(id);
+    match unlinkat(&to.dir, name.as_str(), AtFlags::empty()) {
+        Ok(()) => tracing::info!(job_id = %id, "removed what a half download had left"),
+        Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => tracing::warn!(%error, name, "a half download stays behind"),
+    }
 }
 
 /// The temporary file; gone unless it came to its end.

@@ -15,6 +15,8 @@ use jtnt_proto::{
 use super::{
     board::Item,
     core::Core,
+    download,
+    permit::{self, Opened},
     results::{MAX_RESULT_BYTES, executed},
     runner::{Ended, verified},
 };
@@ -56,6 +58,9 @@ fn wait_again(core: &Core, entry: Entry) {
 }
 
 async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
+    if entry.kind == "download" {
+        remove_part(core, &entry).await;
+    }
     if let Some(result) = stored(core, &entry) {
         return adopt(core, entry, &result).await;
     }
@@ -94,6 +99,20 @@ async fn end_rest(core: &Core, entry: &Entry) -> usize {
         by_name + uid.map_or(0, |uid| pool.end(uid).ended)
     };
     tokio::task::spawn_blocking(end).await.unwrap_or(0)
+}
+
+/// What a download had fetched goes, where the policy of now still lets the job write there.
+async fn remove_part(core: &Core, entry: &Entry) {
+    let Ok((keyring, job)) = verified(core, entry) else { return };
+    let (gate, now, id) = (core.deps.gate.clone(), core.deps.time.now(), entry.job_id.clone());
+    let remove = move || {
+        if let Some(Opened::Destination(to)) = permit::ask(&gate, &keyring, job.get(), now).opened {
+            download::remove_part(&to, &id);
+        }
+    };
+    if let Err(error) = tokio::task::spawn_blocking(remove).await {
+        tracing::warn!(%error, job_id = %entry.job_id, "a half download stays behind");
+    }
 }
 
 /// A result that was stored when the journal could not say so any more.

@@ -17,6 +17,7 @@ use crate::{
         job::{Entry, Process, State},
     },
     platform::{account::Account, sweep},
+    runtime::durable,
     trust::fixture::secret,
 };
 
@@ -402,6 +403,33 @@ async fn after_a_crash_what_hides_its_name_is_found_by_its_user() {
     let ended = tokio::time::timeout(std::time::Duration::from_secs(20), nameless.wait()).await;
     assert!(!ended.unwrap().unwrap().success());
     assert_eq!(desk.entry("hides").state, State::Finished(Outcome::Indeterminate));
+}
+
+#[tokio::test]
+async fn after_a_crash_half_a_download_is_removed_where_the_policy_still_lets_it_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().canonicalize().unwrap();
+    let writes = |id: &str| {
+        json!({"file": [{"id": "writes", "effect": "allow", "access": ["write"],
+            "path": format!("{}/{id}/*", place.display())}]})
+    };
+    for id in ["open", "closed"] {
+        std::fs::create_dir(place.join(id)).unwrap();
+        durable::create(&place.join(format!("{id}/.jtnt-{id}.part")), 0o600).unwrap();
+    }
+    let desk = Desk::with(&writes("*"));
+    for id in ["open", "closed"] {
+        let here = Some(some_process(sweep::boot_id().unwrap()));
+        let job = json!({"type": "download", "command": {
+            "dest": format!("{}/{id}/file", place.display()),
+            "artifact": {"sha256": "ab".repeat(32), "size": 9}}});
+        under_way(&desk, id, &job, here).await;
+    }
+    let desk = desk.again(&writes("open"));
+    recovery::recover(&desk.core).await.unwrap();
+    let left = |id: &str| place.join(format!("{id}/.jtnt-{id}.part")).exists();
+    assert_eq!((left("open"), left("closed")), (false, true));
+    assert_eq!(desk.entry("open").reason.as_deref(), Some("AGENT_ENDED"));
 }
 
 #[tokio::test]

@@ -148,8 +148,15 @@ impl Overview {
             uptime: self.uptime(),
             policy_expires_at,
             disk: host::disk(&s.data_dir).ok(),
+            unrecorded: self.unrecorded(),
             last_job: self.last_job(),
         }
+    }
+
+    /// Why the last record was not written.
+    fn unrecorded(&self) -> Option<String> {
+        let s = self.sources();
+        s.audit.head().error.or_else(|| s.journal.last_error().map(|error| error.to_string()))
     }
 
     /// Whether the hub answered the last heartbeat, and requests are sent to it at all.

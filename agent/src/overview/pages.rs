@@ -96,8 +96,7 @@ impl Overview {
     pub fn unready(&self) -> Vec<String> {
         let s = self.sources();
         let starting = (!*s.ready.borrow()).then(|| "starting or stopping".to_owned());
-        let journal = s.journal.last_error().map(|error| error.to_string());
-        starting.into_iter().chain(s.audit.head().error).chain(journal).collect()
+        starting.into_iter().chain(self.unrecorded()).collect()
     }
 }
 

@@ -185,7 +185,7 @@ fn respond<B>(pages: &Pages, request: &Request<B>) -> Response<Full<Bytes>> {
     let head = request.method() == Method::HEAD;
     let mut page = if !says_one_host(request) {
         plain(StatusCode::BAD_REQUEST, "HTTP/1.1 asks for exactly one Host (RFC 9112, 3.2)")
-    } else if !names_this_machine(request.headers().get(header::HOST)) {
+    } else if !names_this_machine(request) {
         let why = "this endpoint answers only to localhost, 127.0.0.1 and [::1]";
         plain(StatusCode::MISDIRECTED_REQUEST, why)
     } else if head || request.method() == Method::GET {
@@ -218,10 +218,15 @@ fn says_one_host<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// Whether `Host`, if there is one, is a name of this machine, with any port.
-fn names_this_machine(host: Option<&HeaderValue>) -> bool {
-    let Some(host) = host else { return true };
-    let Some(host) = host.to_str().ok() else { return false };
+/// Whether every name the request gives its server is one of this machine, with any port. A target
+/// with a host of its own overrules `Host` (RFC 9112, 3.2.2).
+fn names_this_machine<B>(request: &Request<B>) -> bool {
+    let target = request.uri().authority().map(|authority| authority.as_str());
+    let host = request.headers().get(header::HOST).map(HeaderValue::to_str);
+    target.is_none_or(is_this_machine) && host.is_none_or(|host| host.is_ok_and(is_this_machine))
+}
+
+fn is_this_machine(host: &str) -> bool {
     let (name, port) = match host.rsplit_once(':') {
         Some((name, port)) if !port.ends_with(']') => (name, port),
         _ => (host, "0"),

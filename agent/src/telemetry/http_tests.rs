@@ -45,6 +45,12 @@ async fn pages_are_served_to_this_machine_only() {
         assert!(answer.starts_with("HTTP/1.1 421 "), "{host}: {answer}");
         assert!(!answer.contains("it is here"), "{host}");
     }
+    for (target, served) in
+        [("http://localhost:9091/here", true), ("http://evil.example/here", false)]
+    {
+        let answer = get(at, target, "localhost").await;
+        assert_eq!(answer.ends_with("it is here"), served, "{target}: {answer}");
+    }
     assert!(get(at, "/nowhere", "localhost").await.starts_with("HTTP/1.1 404 "));
     let post = "POST /here HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     assert!(ask(at, post).await.starts_with("HTTP/1.1 405 "));
