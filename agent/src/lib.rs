@@ -9,6 +9,7 @@
 //! | decisions | [`domain`] | ids, job states, the policy engine: no I/O, no clock |
 //! | facts | [`trust`], [`store`], [`audit`], [`platform`], [`telemetry`] | what was signed, what survives, what is logged, what differs between systems, what is shown |
 //! | door | [`gate`] | the policy's answer about a real file, opened once |
+//! | keepers | [`shim`] | the process that keeps a job, whatever becomes of the agent |
 //! | self | [`identity`] | keys, certificates and the TLS made from them |
 //! | line | [`hub`] | the client of the hub |
 //! | errands | [`enrol`], [`heartbeat`], [`policy`], [`jobs`], [`timetable`] | what is done over the line, and what is done daily |
@@ -36,6 +37,7 @@ pub mod overview;
 pub mod platform;
 pub mod policy;
 pub mod runtime;
+pub mod shim;
 pub mod store;
 pub mod telemetry;
 pub mod timetable;

@@ -10,6 +10,7 @@ const FLOORS: &[&[&str]] = &[
     &["domain"],
     &["trust", "store", "audit", "platform", "telemetry"],
     &["gate", "identity"],
+    &["shim"],
     &["hub"],
     &["enrol", "heartbeat", "policy", "jobs", "timetable"],
     &["overview"],

@@ -38,6 +38,36 @@ pub(crate) struct Home {
     _uids: Option<Uids>,
 }
 
+/// Jobs outlive their agent, and not the tests.
+impl Drop for Home {
+    fn drop(&mut self) {
+        self.kill_shims();
+    }
+}
+
+impl Home {
+    /// Kills every process that keeps a job of this agent.
+    pub(crate) fn kill_shims(&self) {
+        let jobs = fs::read_dir(self.state().join("jobs")).into_iter().flatten();
+        let files = jobs.filter_map(|job| fs::read_dir(job.ok()?.path()).ok()).flatten();
+        files.filter_map(|file| holder(&file.ok()?.path())).for_each(|pid| {
+            let _gone_already = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        });
+    }
+}
+
+/// The process that holds this file as its lock, as it wrote of itself.
+fn holder(path: &Path) -> Option<rustix::process::Pid> {
+    use rustix::fs::{FlockOperation, flock};
+    if !path.file_name()?.to_str()?.starts_with("shim.") {
+        return None;
+    }
+    let free = flock(File::open(path).ok()?, FlockOperation::NonBlockingLockShared).is_ok();
+    let text = fs::read_to_string(path).ok().filter(|_| !free)?;
+    let pid = text.trim().rsplit_once("(pid ")?.1.strip_suffix(')')?;
+    rustix::process::Pid::from_raw(pid.parse().ok()?)
+}
+
 impl Home {
     /// A folder with a configuration that takes free ports. Its name is short, since the path of
     /// a socket may have 107 bytes.

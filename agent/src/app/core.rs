@@ -20,7 +20,7 @@ use crate::{
     identity,
     jobs::{self, Jobs, Refresh, Work},
     overview::{Overview, Sources, VERSION},
-    platform::{host, process::PlainLauncher, users},
+    platform::{host, users},
     policy::{self, Keeper, Offer, PolicyKeeper, Source},
     runtime::{
         clock::{SharedClock, SystemClock},
@@ -29,6 +29,7 @@ use crate::{
         lock::{Lock, LockError},
         tasks::{Essential, Tasks},
     },
+    shim::Launcher,
     store::{Journal, StoreError, time::TrustedTime},
     telemetry::metrics::Metrics,
 };
@@ -287,7 +288,7 @@ fn jobs_deps(
         link: published.link.subscribe(),
         metrics: base.metrics.clone(),
         tasks: base.tasks.clone(),
-        launcher: Arc::new(PlainLauncher),
+        launcher: Launcher::of_this_binary(),
         refresh_policy: Refresh(Arc::new(move || {
             let keeper = keeper.clone();
             Box::pin(async move {

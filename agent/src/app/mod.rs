@@ -19,11 +19,18 @@ use self::{
     cli::{Cli, Command},
     host::AgentHost,
 };
-use crate::config::{Environment, load_as_client};
+use crate::{
+    config::{Environment, load_as_client},
+    shim,
+};
 
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Before all else: a job waits for it, and it needs nothing of what follows.
+    if let Some(exit) = shim::as_process(std::env::args_os()) {
+        return exit;
+    }
     let environment = Environment::read();
     let mut cli = Cli::of_process();
     let mut io = Io::of_process(cli.global.color);

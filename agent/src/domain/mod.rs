@@ -9,4 +9,5 @@ pub mod health;
 pub mod ids;
 pub mod job;
 pub mod policy;
+pub mod recovery;
 pub mod schedule;

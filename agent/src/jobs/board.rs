@@ -7,7 +7,7 @@ use std::{
 };
 
 use jtnt_proto::{audit::Caller, job::Priority};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::{ids::JobId, job::Entry};
@@ -23,14 +23,14 @@ pub(super) struct Item {
 }
 
 /// What others hold of a job that runs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Live {
     /// Calls it off.
     pub(super) cancel: CancellationToken,
     /// Who did, where it was somebody on this machine.
     pub(super) caller: std::sync::Arc<Mutex<Option<Caller>>>,
-    /// Grows with the output; closed at the end.
-    pub(super) output: watch::Receiver<u64>,
+    /// Cancelled at the end.
+    pub(super) end: CancellationToken,
 }
 
 /// The runner's side of a [`Live`].
@@ -38,7 +38,6 @@ pub(super) struct Live {
 pub(super) struct Grant {
     pub(super) item: Item,
     pub(super) live: Live,
-    pub(super) output: watch::Sender<u64>,
 }
 
 /// What a call to cancel met.
@@ -96,10 +95,12 @@ impl Board {
     pub(super) fn take(&self) -> Option<Grant> {
         let mut inner = self.lock();
         let item = inner.next()?;
-        let (sender, output) = watch::channel(0);
-        let live = Live { cancel: CancellationToken::new(), caller: Default::default(), output };
-        inner.running.insert(item.entry.job_id.clone(), live.clone());
-        Some(Grant { item, live, output: sender })
+        Some(inner.grant(item))
+    }
+
+    /// Takes a job that runs already. It has its place, however many there are.
+    pub(super) fn adopt(&self, item: Item) -> Grant {
+        self.lock().grant(item)
     }
 
     /// Gives the place of a job whose work is over to the next one. What is left to do for it waits
@@ -116,7 +117,9 @@ impl Board {
     /// Forgets a job that ran.
     pub(super) fn end(&self, id: &JobId) {
         let mut inner = self.lock();
-        inner.running.remove(id);
+        if let Some(live) = inner.running.remove(id) {
+            live.end.cancel();
+        }
         inner.over.remove(id);
         drop(inner);
         self.moved.notify_waiters();
@@ -141,9 +144,9 @@ impl Board {
         inner.running.contains_key(id) || waits(&inner.high) || waits(&inner.normal)
     }
 
-    /// Tells when a running job's output grows.
-    pub(super) fn output(&self, id: &JobId) -> Option<watch::Receiver<u64>> {
-        self.lock().running.get(id).map(|live| live.output.clone())
+    /// Cancelled when a job that runs has ended.
+    pub(super) fn end_of(&self, id: &JobId) -> Option<CancellationToken> {
+        self.lock().running.get(id).map(|live| live.end.clone())
     }
 
     /// Jobs that wait, and jobs that run.
@@ -160,6 +163,12 @@ impl Board {
 impl Inner {
     fn waiting(&self) -> usize {
         self.high.len() + self.normal.len()
+    }
+
+    fn grant(&mut self, item: Item) -> Grant {
+        let live = Live::default();
+        self.running.insert(item.entry.job_id.clone(), live.clone());
+        Grant { item, live }
     }
 
     fn next(&mut self) -> Option<Item> {

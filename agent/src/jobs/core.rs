@@ -29,8 +29,8 @@ use crate::{
     },
     gate::{Gate, PolicyWatch},
     hub::Link,
-    platform::process::Launcher,
     runtime::{clock::SharedClock, entropy::SharedEntropy, tasks::Tasks},
+    shim::Launcher,
     store::{Journal, time::TrustedTime},
     telemetry::metrics::Metrics,
     trust::{Keyring, Verified},
@@ -73,7 +73,7 @@ pub struct Deps {
     /// Where jobs are spawned, and what tells them of a shutdown.
     pub tasks: Tasks,
     /// What starts processes.
-    pub launcher: Arc<dyn Launcher>,
+    pub launcher: Launcher,
     /// Asks the hub for a newer policy, and returns when there is an answer.
     pub refresh_policy: Refresh,
 }

@@ -1,9 +1,12 @@
 //! What tests of the jobs need: an agent's floors in a temporary folder, real but for the clock,
 //! and signed jobs.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -26,7 +29,7 @@ use crate::{
         policy::Engine,
     },
     gate::{self, Gate, InForce},
-    platform::{paths::resolve, process::PlainLauncher},
+    platform::paths::resolve,
     runtime::{
         clock::FixedClock,
         durable,
@@ -34,6 +37,7 @@ use crate::{
         signer::AuditSigner,
         tasks::{Essential, Tasks},
     },
+    shim::{Attempt, Launcher, Shim},
     store::{Journal, time::TrustedTime},
     telemetry::metrics::Metrics,
     trust::fixture::{Installation, policy, secret},
@@ -111,6 +115,23 @@ impl AuditSigner for Key {
     }
 }
 
+/// A folder that takes the jobs with it that agents have left running there.
+pub(crate) struct Folder(TempDir);
+
+impl Folder {
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let jobs = std::fs::read_dir(self.path().join("jobs")).unwrap().map(|job| job.unwrap());
+        let shims = jobs.map(|job| Shim::find(Attempt::new(job.path(), 1)));
+        shims.for_each(|shim| shim.ok().flatten().iter().for_each(Shim::kill));
+    }
+}
+
 type Offered = Arc<std::sync::Mutex<Option<Arc<InForce>>>>;
 
 /// An agent that has a root and a policy, and no hub.
@@ -122,7 +143,7 @@ pub(crate) struct Desk {
     /// What the hub has when it is asked for a newer policy.
     pub(crate) offered: Offered,
     pub(crate) tasks: Tasks,
-    pub(crate) dir: Arc<TempDir>,
+    pub(crate) dir: Arc<Folder>,
     _work: Work,
     _essential: Essential,
     _link: watch::Sender<Option<crate::hub::HubClient>>,
@@ -147,7 +168,7 @@ fn refresh(offered: Offered, policy: watch::Sender<Option<Arc<InForce>>>) -> Ref
 
 impl Desk {
     pub(crate) fn with(rules: &Value) -> Self {
-        Self::at(Arc::new(tempfile::tempdir().unwrap()), rules)
+        Self::at(Arc::new(Folder(tempfile::tempdir().unwrap())), rules)
     }
 
     /// The same folder after the end of the agent that used it.
@@ -157,7 +178,7 @@ impl Desk {
         Self::at(dir, rules)
     }
 
-    fn at(dir: Arc<TempDir>, rules: &Value) -> Self {
+    fn at(dir: Arc<Folder>, rules: &Value) -> Self {
         let clock = FixedClock::at(NOW);
         let shared: crate::runtime::clock::SharedClock = Arc::clone(&clock) as _;
         let entropy = SeededEntropy::new(1);
@@ -189,7 +210,7 @@ impl Desk {
             link: linked,
             metrics: Metrics::new("0").unwrap(),
             tasks: tasks.clone(),
-            launcher: Arc::new(PlainLauncher),
+            launcher: Launcher::of_tests(),
             refresh_policy: refresh(Arc::clone(&offered), policy.clone()),
         };
         // Tests run side by side, and what is left of a job's user is ended with the job.
@@ -202,6 +223,7 @@ impl Desk {
         };
         let (jobs, work) = Jobs::build(deps, config);
         durable::create_dir(&jobs.core.pending_dir(), 0o700).unwrap();
+        durable::create_dir(&dir.path().join("jobs"), 0o700).unwrap();
         Self {
             core: Arc::clone(&jobs.core),
             jobs,

@@ -4,12 +4,10 @@
 mod board;
 mod cache;
 mod cancels;
-mod capture;
 mod core;
 mod download;
 mod intake;
 mod keep;
-mod output;
 mod permit;
 mod recovery;
 mod refuse;
@@ -24,20 +22,21 @@ mod work;
 use std::sync::{Arc, atomic::AtomicU64};
 
 use jtnt_proto::audit::Caller;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use self::{board::Found, core::Core, runner::Ended};
 pub use self::{
     cache::{CacheStatus, Cleaned},
     core::{Config, Deps, Refresh},
-    output::{Part, Stream},
 };
+pub use crate::shim::{Part, Stream};
 use crate::{
     domain::{
         ids::JobId,
         job::{Entry, State},
     },
+    shim,
     store::StoreError,
 };
 
@@ -147,16 +146,15 @@ impl Jobs {
             Stream::Stderr => e.stderr_bytes,
         });
         let (dir, max) = (self.core.job_dir(id), max.min(MAX_READ_BYTES));
-        let read = move || output::read(&dir, stream, offset, max, total);
+        let read = move || shim::read(&dir, stream, offset, max, total);
         let part = tokio::task::spawn_blocking(read).await;
         part.map_err(|e| StoreError(e.to_string()))?.map_err(|e| StoreError(e.to_string()))
     }
 
-    /// Changes whenever a running job's output grows, and closes at its end; `None` for a job that
-    /// does not run.
+    /// Cancelled at the end of a job that runs; `None` for one that does not.
     #[must_use]
-    pub fn follow_output(&self, id: &JobId) -> Option<watch::Receiver<u64>> {
-        self.core.board.output(id)
+    pub fn end_of(&self, id: &JobId) -> Option<CancellationToken> {
+        self.core.board.end_of(id)
     }
 
     /// What waits for the hub, and what could go.
@@ -181,8 +179,8 @@ impl Jobs {
 }
 
 impl Work {
-    /// Recovers what was under way, then takes, runs and reports jobs until `shutdown`. Jobs that
-    /// run are ended then; each is a task of its own, which the drain waits for.
+    /// Recovers what was under way, then takes, runs and reports jobs until `shutdown`. Programs go
+    /// on then, and transfers are ended; each is a task of its own, which the drain waits for.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { core, reports } = self;
         if let Err(error) = recovery::recover(&core).await {

@@ -4,6 +4,7 @@
 use std::{
     fs,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use jtnt_proto::{
@@ -11,6 +12,7 @@ use jtnt_proto::{
     job::Priority,
     json,
 };
+use tokio::time::timeout;
 
 use super::{
     board::Item,
@@ -18,20 +20,23 @@ use super::{
     download,
     permit::{self, Opened},
     results::{MAX_RESULT_BYTES, executed},
-    runner::{Ended, verified},
+    runner::{self, Ended, verified},
+    work,
 };
 use crate::{
     domain::{
         ids::JobId,
         job::{Entry, State},
+        recovery::{self, Found, Step},
     },
     platform::sweep,
     runtime::durable,
+    shim::{Exit, Left, Shim},
     store::StoreError,
 };
 
-/// A job that ends the agent each time must not do so for ever.
-const MAX_ATTEMPTS: u32 = 3;
+/// How long a shim without an agent may take to see that.
+const WORDLESS: Duration = Duration::from_secs(1);
 
 /// Goes through what had not ended.
 pub(super) async fn recover(core: &Arc<Core>) -> Result<(), StoreError> {
@@ -64,33 +69,100 @@ async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
     if let Some(result) = stored(core, &entry) {
         return adopt(core, entry, &result).await;
     }
-    let same_boot = entry
-        .process
-        .as_ref()
-        .is_some_and(|process| sweep::boot_id().is_ok_and(|now| now == process.boot_id));
-    if !same_boot {
-        let message = "the machine went down while the job ran";
-        let ended = Ended::because(Outcome::Interrupted, "MACHINE_DOWN", message);
-        return core.conclude(entry, ended, None).await;
+    let (found, kept) = look(core, &entry).await?;
+    let idempotent = verified(core, &entry).is_ok_and(|(_, job)| job.get().idempotent);
+    let step = recovery::step(found, idempotent, entry.attempt);
+    tracing::info!(job_id = %entry.job_id, ?found, ?step, "a job was under way");
+    match (step, kept) {
+        (Step::Attach, Kept::Shim(shim)) => {
+            runner::resume(core, entry, shim);
+            Ok(())
+        }
+        (Step::Conclude, Kept::Exit(exit)) => conclude(core, entry, *exit).await,
+        (Step::Start, _) => again(core, entry).await,
+        (Step::Repeat, _) => {
+            end_rest(core, &entry).await;
+            entry.attempt += 1;
+            again(core, entry).await
+        }
+        (Step::Interrupted, _) => {
+            let message = "the machine went down while the job ran";
+            let ended = Ended::because(Outcome::Interrupted, "MACHINE_DOWN", message);
+            core.conclude(entry, ended, None).await
+        }
+        (Step::Indeterminate | Step::Attach | Step::Conclude, _) => {
+            end_rest(core, &entry).await;
+            let message = "the agent ended while the job ran; nobody can tell how far it came";
+            let ended = Ended::because(Outcome::Indeterminate, "AGENT_ENDED", message);
+            core.conclude(entry, ended, None).await
+        }
     }
-    let killed = end_rest(core, &entry).await;
-    tracing::warn!(job_id = %entry.job_id, killed, "the agent ended while this job ran");
-    let again = verified(core, &entry).is_ok_and(|(_, job)| job.get().idempotent);
-    if again && entry.attempt < MAX_ATTEMPTS {
-        entry.attempt += 1;
-        (entry.state, entry.process, entry.started_at) = (State::Queued, None, None);
-        core.deps.journal.update(entry.clone()).await?;
-        wait_again(core, entry);
-        return Ok(());
+}
+
+/// What comes with some of the things that may be found.
+enum Kept {
+    Shim(Shim),
+    Exit(Box<Exit>),
+    Nothing,
+}
+
+/// Looks for a job by its files.
+async fn look(core: &Core, entry: &Entry) -> Result<(Found, Kept), StoreError> {
+    let process = entry.process.as_ref();
+    if !process.is_some_and(|p| sweep::boot_id().is_ok_and(|now| now == p.boot_id)) {
+        return Ok((Found::OtherBoot, Kept::Nothing));
     }
-    let message = "the agent ended while the job ran; nobody can tell how far it came";
-    let ended = Ended::because(Outcome::Indeterminate, "AGENT_ENDED", message);
-    core.conclude(entry, ended, None).await
+    // Transfers are done by the agent itself.
+    if !matches!(entry.kind.as_str(), "exec" | "script") {
+        return Ok((Found::Begun, Kept::Nothing));
+    }
+    let attempt = work::attempt_of(core, entry);
+    let unreadable =
+        |error: &dyn std::fmt::Display| StoreError(format!("{}: {error}", entry.job_id));
+    let shim = Shim::find(attempt.clone()).map_err(|e| unreadable(&e))?;
+    let begun = attempt.left().map_err(|e| unreadable(&e))? != Left::Nothing;
+    if let Some(shim) = shim {
+        // One that waits for a word which no agent will give it ends by itself. One that had the
+        // word is about to begin.
+        if begun || timeout(WORDLESS, shim.ended()).await.is_err() {
+            return Ok((Found::Kept, Kept::Shim(shim)));
+        }
+    }
+    Ok(match attempt.left().map_err(|e| unreadable(&e))? {
+        Left::Exit(exit) => (Found::Ended, Kept::Exit(exit)),
+        Left::Started => (Found::Begun, Kept::Nothing),
+        Left::Nothing => (Found::Nothing, Kept::Nothing),
+    })
+}
+
+/// Waits once more; keys, time and policy are asked again before it starts.
+async fn again(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
+    (entry.state, entry.process, entry.started_at) = (State::Queued, None, None);
+    core.deps.journal.update(entry.clone()).await?;
+    wait_again(core, entry);
+    Ok(())
+}
+
+/// The end of a job that nobody took over.
+async fn conclude(core: &Core, mut entry: Entry, exit: Exit) -> Result<(), StoreError> {
+    let attempt = work::attempt_of(core, &entry);
+    let own = attempt.clone();
+    let (exit, outputs) = tokio::task::spawn_blocking(move || {
+        let outputs = work::outputs(own.dir(), &exit);
+        (exit, outputs)
+    })
+    .await
+    .map_err(|error| StoreError(error.to_string()))?;
+    end_rest(core, &entry).await;
+    let ended = work::of_exit(&mut entry, exit, outputs);
+    core.conclude(entry, ended, None).await?;
+    attempt.forget();
+    Ok(())
 }
 
 /// Ends what is left of a job: by its process and name, and by a user of its own, which finds also
-/// what has cleared its environment. Returns how many were ended.
-async fn end_rest(core: &Core, entry: &Entry) -> usize {
+/// what has cleared its environment.
+async fn end_rest(core: &Core, entry: &Entry) {
     let (process, id) = (entry.process.clone(), entry.job_id.clone());
     let uid = entry.user.as_deref().and_then(|user| core.pool.number(user));
     let pool = core.pool.clone();
@@ -98,7 +170,11 @@ async fn end_rest(core: &Core, entry: &Entry) -> usize {
         let by_name = sweep::kill_leftovers(process.as_ref(), id.as_str());
         by_name + uid.map_or(0, |uid| pool.end(uid).ended)
     };
-    tokio::task::spawn_blocking(end).await.unwrap_or(0)
+    match tokio::task::spawn_blocking(end).await {
+        Ok(0) => {}
+        Ok(ended) => tracing::warn!(job_id = %entry.job_id, ended, "processes of a job were left"),
+        Err(error) => tracing::error!(%error, job_id = %entry.job_id, "a job was not swept"),
+    }
 }
 
 /// What a download had fetched goes, where the policy of now still lets the job write there.

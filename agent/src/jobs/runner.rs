@@ -9,7 +9,7 @@ use std::{
 use jtnt_proto::{
     audit::Event,
     hub::{Outcome, Output},
-    job::{Artifact, Job, Work},
+    job::{Artifact, Job, Priority, Work},
     policy::Limits,
 };
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,7 @@ use crate::{
     },
     platform::sweep::{self, Swept},
     runtime::tasks::Class,
+    shim::Shim,
     store::StoreError,
     trust::{Keyring, TrustError, Verified},
 };
@@ -101,7 +102,6 @@ pub(super) struct Context {
     pub(super) core: Arc<Core>,
     pub(super) identity: Arc<Identity>,
     pub(super) live: Live,
-    pub(super) output: tokio::sync::watch::Sender<u64>,
     pub(super) stop: CancellationToken,
     pub(super) timeout: Duration,
     pub(super) output_bytes: u64,
@@ -129,11 +129,42 @@ pub(super) async fn run(core: Arc<Core>, shutdown: CancellationToken) {
 }
 
 fn start(core: &Arc<Core>, grant: Grant, shutdown: &CancellationToken) {
-    let (own, stop) = (Arc::clone(core), shutdown.clone());
+    let id = grant.item.entry.job_id.clone();
+    spawn(core, id, attempt(Arc::clone(core), grant, shutdown.clone()));
+}
+
+/// Stays with a job that began under an earlier run of the agent.
+pub(super) fn resume(core: &Arc<Core>, entry: Entry, shim: Shim) {
+    let id = entry.job_id.clone();
+    let grant = core.board.adopt(Item { entry, priority: Priority::Normal });
+    let Grant { item: Item { mut entry, .. }, live } = grant;
+    let user = entry.user.clone().unwrap_or_default();
+    let context = Arc::new(Context {
+        core: Arc::clone(core),
+        identity: Arc::new(users::of_running(&user, &core.pool)),
+        live,
+        stop: core.deps.tasks.shutdown(),
+        // Its shim knows, and how much it may write.
+        timeout: Duration::MAX,
+        output_bytes: 0,
+        file_bytes: None,
+    });
+    spawn(core, id, async move {
+        match work::supervise(&context, &mut entry, shim).await {
+            Some(ended) => finish(&context, entry, ended).await,
+            None => Ok(()),
+        }
+    });
+}
+
+fn spawn<W>(core: &Arc<Core>, id: JobId, work: W)
+where
+    W: Future<Output = Result<(), StoreError>> + Send + 'static,
+{
+    let own = Arc::clone(core);
     core.deps.tasks.spawn("job", Class::OneShot, async move {
-        let ends = EndsOnDrop { core: Arc::clone(&own), id: grant.item.entry.job_id.clone() };
-        let id = grant.item.entry.job_id.clone();
-        if let Err(error) = Box::pin(attempt(own, grant, stop)).await {
+        let ends = EndsOnDrop { core: own, id: id.clone() };
+        if let Err(error) = Box::pin(work).await {
             // What the journal last said holds: the next start of the agent takes it up there.
             tracing::error!(%error, job_id = %id, "a job was dropped; the journal has it");
         }
@@ -155,7 +186,7 @@ impl Drop for EndsOnDrop {
 }
 
 async fn attempt(core: Arc<Core>, grant: Grant, stop: CancellationToken) -> Result<(), StoreError> {
-    let Grant { item: Item { mut entry, .. }, live, output } = grant;
+    let Grant { item: Item { mut entry, .. }, live } = grant;
     let (keyring, job) = match verified(&core, &entry) {
         Ok(found) => found,
         Err(refused) => {
@@ -192,7 +223,7 @@ async fn attempt(core: Arc<Core>, grant: Grant, stop: CancellationToken) -> Resu
     if let Err(ended) = record_start(&core, &mut entry, &job, &permit, &identity).await? {
         return core.conclude(entry, ended, None).await;
     }
-    let context = context(&core, &job, &permit, (identity, live, output), stop);
+    let context = context(&core, &job, &permit, (identity, live), stop);
     perform(context, entry, &job, permit).await
 }
 
@@ -200,7 +231,7 @@ fn context(
     core: &Arc<Core>,
     job: &Verified<Job>,
     permit: &Permit,
-    (identity, live, output): (Arc<Identity>, Live, tokio::sync::watch::Sender<u64>),
+    (identity, live): (Arc<Identity>, Live),
     stop: CancellationToken,
 ) -> Context {
     let limits = within(job.get().limits, permit.limits);
@@ -208,7 +239,6 @@ fn context(
         core: Arc::clone(core),
         identity,
         live,
-        output,
         stop,
         timeout: limits.timeout_seconds.map_or(DEFAULT_TIMEOUT, Duration::from_secs),
         output_bytes: limits.output_bytes.unwrap_or(DEFAULT_OUTPUT_BYTES),
@@ -323,31 +353,47 @@ async fn perform(
     let core = Arc::clone(&context.core);
     let began = core.deps.clock.uptime();
     let context = Arc::new(context);
-    let work = &job.get().work;
-    let ended = match (work, permit.opened) {
+    let ended = match (&job.get().work, permit.opened) {
         (Work::Exec(exec), Some(Opened::Program(program))) => {
-            let launch = work::of_exec(&context, &entry, exec, program);
-            work::run(&context, &mut entry, launch).await
+            let start = work::of_exec(&context, &entry, exec, program);
+            work::run(&context, &mut entry, start).await
         }
         (Work::Script(script), Some(Opened::Program(program))) => {
             match work::of_script(&context, &entry, script, program).await {
-                Ok(launch) => work::run(&context, &mut entry, launch).await,
-                Err(ended) => ended,
+                Ok(start) => work::run(&context, &mut entry, start).await,
+                Err(ended) => Some(ended),
             }
         }
         (Work::Download(asked), Some(Opened::Destination(to))) => {
-            bounded(&context, download::run(&context, &entry.job_id, asked, to)).await
+            Some(bounded(&context, download::run(&context, &entry.job_id, asked, to)).await)
         }
         (Work::Upload(asked), Some(Opened::Source(from))) => {
-            bounded(&context, upload::run(&context, &entry.job_id, asked, from)).await
+            Some(bounded(&context, upload::run(&context, &entry.job_id, asked, from)).await)
         }
-        _ => Ended::failed("NOTHING_OPENED", "the policy allowed it, but nothing was opened"),
+        _ => {
+            let message = "the policy allowed it, but nothing was opened";
+            Some(Ended::failed("NOTHING_OPENED", message))
+        }
     };
-    let took = core.deps.clock.uptime().saturating_sub(began);
-    entry.duration_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-    core.deps.metrics.job_duration.with_label_values(&[work.kind()]).observe(took.as_secs_f64());
-    sweep(&context, &entry.job_id).await;
-    core.conclude(entry, ended, caller_of(&context.live)).await
+    // Otherwise the agent stops: the job goes on, and the next start finds it.
+    let Some(ended) = ended else { return Ok(()) };
+    let took = core.deps.clock.uptime().saturating_sub(began).as_millis();
+    entry.duration_ms.get_or_insert(u64::try_from(took).unwrap_or(u64::MAX));
+    finish(&context, entry, ended).await
+}
+
+/// What is to be done at the end of every job.
+async fn finish(context: &Context, entry: Entry, ended: Ended) -> Result<(), StoreError> {
+    let (core, attempt) = (&context.core, work::attempt_of(&context.core, &entry));
+    let took = Duration::from_millis(entry.duration_ms.unwrap_or(0)).as_secs_f64();
+    core.deps.metrics.job_duration.with_label_values(&[&entry.kind]).observe(took);
+    sweep(context, &entry.job_id).await;
+    let is_program = entry.process.as_ref().is_some_and(|process| process.pid != 0);
+    core.conclude(entry, ended, caller_of(&context.live)).await?;
+    if is_program {
+        attempt.forget();
+    }
+    Ok(())
 }
 
 /// Ends a transfer at its timeout, by a cancel, or when the agent stops.

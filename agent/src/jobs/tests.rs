@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{
     CancelError, Stream,
     fixture::{Desk, NOW, exec, in_force, leased, signed_by},
-    intake, recovery,
+    intake, recovery, work,
 };
 use crate::{
     domain::{
@@ -18,6 +18,7 @@ use crate::{
     },
     platform::{account::Account, sweep},
     runtime::durable,
+    shim::Shim,
     trust::fixture::secret,
 };
 
@@ -64,7 +65,7 @@ async fn a_job_runs_and_leaves_a_result_a_record_and_two_lines_in_the_log() {
     );
     let part = desk.jobs.read_output(&id("j"), Stream::Stdout, 6, 5).await.unwrap();
     assert_eq!((part.offset, &part.data[..]), (6, &b"there"[..]));
-    assert!(desk.jobs.follow_output(&id("j")).is_none(), "nothing is still to come");
+    assert!(desk.jobs.end_of(&id("j")).is_none(), "nothing is still to come");
 }
 
 #[tokio::test]
@@ -283,17 +284,6 @@ async fn no_more_jobs_run_at_once_than_may() {
     assert!(desk.tasks.drain(std::time::Duration::from_secs(20)).await.is_empty());
 }
 
-#[tokio::test]
-async fn an_agent_that_stops_ends_its_jobs_and_says_so() {
-    let desk = Desk::with(&rules());
-    assert!(desk.take(leased("j", &exec("/usr/bin/sleep", &["600"]))).await);
-    desk.until("j", |e| e.state == State::Running).await;
-    assert!(desk.tasks.drain(std::time::Duration::from_secs(20)).await.is_empty());
-    let entry = desk.entry("j");
-    assert_eq!(entry.state, State::Finished(Outcome::Interrupted));
-    assert_eq!(entry.reason.as_deref(), Some("AGENT_STOPPED"));
-}
-
 /// A job that was under way when the agent ended.
 async fn under_way(desk: &Desk, id: &str, changes: &Value, process: Option<Process>) -> Entry {
     let item = intake::take_job(&desk.core, leased(id, changes)).await.unwrap().unwrap();
@@ -302,6 +292,13 @@ async fn under_way(desk: &Desk, id: &str, changes: &Value, process: Option<Proce
     let entry = Entry { state, process, ..item.entry };
     desk.core.deps.journal.update(entry.clone()).await.unwrap();
     entry
+}
+
+/// As its shim would have left it.
+fn begun(desk: &Desk, name: &str) {
+    let dir = desk.core.job_dir(&id(name));
+    durable::create_dir(&dir, 0o700).unwrap();
+    durable::create(&dir.join("started.1"), durable::PRIVATE).unwrap();
 }
 
 fn some_process(boot_id: String) -> Process {
@@ -315,8 +312,11 @@ async fn after_a_crash_nothing_is_lost_and_nothing_runs_twice() {
     let before = Some(some_process("another boot".into()));
     assert!(desk.take(leased("waits", &json!({}))).await);
     under_way(&desk, "unknown", &json!({}), here()).await;
+    under_way(&desk, "unbegun", &json!({}), here()).await;
     under_way(&desk, "down", &json!({}), before).await;
     under_way(&desk, "harmless", &json!({"idempotent": true}), here()).await;
+    begun(&desk, "unknown");
+    begun(&desk, "harmless");
     let kept = under_way(&desk, "stored", &json!({}), here()).await;
     let result = json!({"job_id": "stored", "attempt": 1, "outcome": "failed", "exit_code": 3,
         "finished_at": NOW, "duration_ms": 5, "enforcement": "none", "policy_version": 1});
@@ -336,9 +336,11 @@ async fn after_a_crash_nothing_is_lost_and_nothing_runs_twice() {
     assert_eq!(desk.entry("waits").state, State::Queued);
     let done = desk.until("waits", |e| e.state.is_terminal()).await;
     assert_eq!(done.state, State::Finished(Outcome::Ok));
+    let unbegun = desk.until("unbegun", |e| e.state.is_terminal()).await;
+    assert_eq!((unbegun.state, unbegun.attempt), (State::Finished(Outcome::Ok), 1));
     let again = desk.until("harmless", |e| e.state.is_terminal()).await;
     assert_eq!((again.state, again.attempt), (State::Finished(Outcome::Ok), 2));
-    assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 5);
+    assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 6);
 }
 
 #[tokio::test]
@@ -375,15 +377,38 @@ async fn a_result_that_has_to_wait_becomes_a_file_with_the_same_bytes() {
 }
 
 #[tokio::test]
-async fn after_a_crash_what_still_runs_is_ended_first() {
+async fn a_job_goes_on_while_its_agent_does_not() {
     let desk = Desk::with(&rules());
-    assert!(desk.take(leased("j-left", &exec("/usr/bin/sleep", &["600"]))).await);
-    let running = desk.until("j-left", |e| e.state == State::Running).await;
-    // The journal as a crash would leave it, while the process lives on in this one.
-    let process = running.process.clone().unwrap();
+    for name in ["goes-on", "called-off"] {
+        assert!(desk.take(leased(name, &exec("/usr/bin/sleep", &["600"]))).await);
+        desk.until(name, |e| e.state == State::Running).await;
+    }
+    let process = desk.entry("goes-on").process.unwrap();
+    assert!(desk.tasks.drain(std::time::Duration::from_secs(20)).await.is_empty());
+    assert_eq!(desk.entry("goes-on").state, State::Running);
+
+    let desk = desk.again(&rules());
     recovery::recover(&desk.core).await.unwrap();
-    assert!(!sweep::is_alive(&process));
-    assert!(desk.entry("j-left").state.is_terminal());
+    assert_eq!(desk.core.board.counts(), (0, 2));
+    assert_eq!(desk.entry("goes-on").process, Some(process.clone()));
+    assert!(sweep::is_alive(&process));
+    desk.jobs.cancel(&id("called-off"), None).await.unwrap();
+    let off = desk.until("called-off", |e| e.state.is_terminal()).await;
+    assert_eq!(off.state, State::Finished(Outcome::Cancelled));
+    assert_eq!(desk.entry("goes-on").state, State::Running, "the other goes on");
+
+    // Its end is not awaited by an agent this time.
+    assert!(desk.tasks.drain(std::time::Duration::from_secs(20)).await.is_empty());
+    let desk = desk.again(&rules());
+    let mut shim =
+        Shim::find(work::attempt_of(&desk.core, &desk.entry("goes-on"))).unwrap().unwrap();
+    shim.terminate();
+    shim.ended().await.unwrap();
+    assert!(matches!(shim.left().unwrap(), crate::shim::Left::Exit(_)));
+    recovery::recover(&desk.core).await.unwrap();
+    assert_eq!(desk.entry("goes-on").state, State::Finished(Outcome::Cancelled));
+    assert_eq!(events(&desk, "goes-on"), ["job_started", "job_executed"]);
+    assert!(!desk.core.job_dir(&id("goes-on")).exists(), "nothing of it is left but its record");
 }
 
 #[tokio::test]
@@ -396,6 +421,7 @@ async fn after_a_crash_what_hides_its_name_is_found_by_its_user() {
     let here = Some(some_process(sweep::boot_id().unwrap()));
     let user = desk.core.config.uid_range.start().to_string();
     let entry = under_way(&desk, "hides", &json!({}), here).await;
+    begun(&desk, "hides");
     desk.core.deps.journal.update(Entry { user: Some(user.clone()), ..entry }).await.unwrap();
     let mut nameless = tokio::process::Command::new("/usr/bin/sleep");
     let mut nameless = nameless.arg("600").env_clear().uid(user.parse().unwrap()).spawn().unwrap();

@@ -68,6 +68,15 @@ impl Pool {
         user.parse().ok().filter(|uid| self.range.contains(uid))
     }
 
+    /// The number of a job that runs already.
+    fn adopt(&self, uid: u32) -> Lease {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.used.insert(uid);
+        inner.last = inner.last.max(Some(uid));
+        let (nobody, inner) = (self.nobody(), Arc::clone(&self.inner));
+        Lease { uid, nobody, inner, lost: AtomicBool::new(false) }
+    }
+
     /// The next free number after the last that was given, so that one rests before it comes back.
     fn lease(&self) -> Option<Lease> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,6 +137,14 @@ impl NoUser {
             Self::Exhausted => "NO_FREE_USER",
         }
     }
+}
+
+/// The user of a job that runs already, as the journal has it.
+pub(super) fn of_running(user: &str, pool: &Pool) -> Identity {
+    let Some(uid) = pool.number(user) else {
+        return Identity { account: Account::own(), lease: None };
+    };
+    Identity { account: Account::numbered(uid), lease: Some(pool.adopt(uid)) }
 }
 
 /// Finds the user that the policy decided on. Asks the user database, so it blocks.

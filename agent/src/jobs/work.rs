@@ -1,9 +1,9 @@
 //! Programs and scripts: what they are started with, and their supervision to the end.
 
-use std::{collections::BTreeMap, io, os::fd::AsRawFd as _, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs::File, io, path::Path, sync::Arc, time::Duration};
 
 use jtnt_proto::{
-    hub::{JobStatusState, Outcome},
+    hub::{JobStatusState, Outcome, Output},
     job::{Exec, Script},
 };
 use tokio::time::{sleep, timeout};
@@ -11,48 +11,45 @@ use tokio::time::{sleep, timeout};
 use super::{
     core::Core,
     download,
-    output::{Sink, Stream, pump},
     report::Report,
     runner::{Context, Ended},
 };
 use crate::{
-    domain::job::{Entry, State},
+    domain::job::{Entry, Reject, State},
     gate::Program,
-    platform::process::{self, Exit, JOB_VARIABLE, Launch, LaunchError, Leader, Running},
+    platform::process::{self, JOB_VARIABLE},
+    shim::{self, Attempt, Cause, Exit, Left, Order, Shim, Stream, Unstarted},
 };
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
-/// How long a pipe may stay open after the group was killed: somebody left the session with it.
-const DRAIN: Duration = Duration::from_secs(1);
+/// A shim that has not ended its job so long after it should have is ended itself.
+const OVERDUE: Duration = Duration::from_secs(30);
 /// A job that is shorter than this is over before the hub would hear that it runs.
 const NEWS_AFTER: Duration = Duration::from_millis(250);
 /// A job that is shorter than this is over before the journal would know its process. If the agent
-/// dies meanwhile, the next start finds the process by its environment, as it must for one that was
-/// started a moment before.
+/// dies meanwhile, the next start finds the job by its files all the same.
 const RECORD_AFTER: Duration = Duration::from_millis(25);
 
-pub(super) fn of_exec(context: &Context, entry: &Entry, exec: &Exec, program: Program) -> Launch {
-    Launch {
-        program: program.file,
-        copy: program.copy,
-        argv0: program.canonical,
-        args: exec.args.clone(),
-        env: environment(context, entry, &exec.env),
-        cwd: exec.cwd.clone().unwrap_or_else(|| "/".to_owned()),
-        account: context.identity.account.clone(),
-        keep: None,
-        file_bytes: context.file_bytes,
-    }
+/// A program to be started with everything it needs.
+#[derive(Debug)]
+pub(super) struct Start {
+    order: Order,
+    program: Program,
+    script: Option<File>,
 }
 
-/// Fetches the script into memory that nobody can change. The interpreter reads it by its
-/// descriptor, so no folder of the agent's has to be opened for the job's user.
+pub(super) fn of_exec(context: &Context, entry: &Entry, exec: &Exec, program: Program) -> Start {
+    let order = order(context, entry, &program, (&exec.args, &exec.env, exec.cwd.as_deref()));
+    Start { order, program, script: None }
+}
+
+/// Fetches the script into memory that nobody can change.
 pub(super) async fn of_script(
     context: &Arc<Context>,
     entry: &Entry,
     script: &Script,
     program: Program,
-) -> Result<Launch, Ended> {
+) -> Result<Start, Ended> {
     let fetch = async {
         let content = download::fetch(context, script.content).await?;
         process::sealed("jtnt-script", &content)
@@ -64,19 +61,30 @@ pub(super) async fn of_script(
         () = context.live.cancel.cancelled() => return Err(Ended::cancelled()),
         () = context.stop.cancelled() => return Err(Ended::stopped()),
     };
-    let mut args = vec![format!("/proc/self/fd/{}", copy.as_raw_fd())];
-    args.extend(script.args.iter().cloned());
-    Ok(Launch {
-        program: program.file,
-        copy: program.copy,
-        argv0: program.canonical,
-        args,
-        env: environment(context, entry, &script.env),
-        cwd: script.cwd.clone().unwrap_or_else(|| "/".to_owned()),
+    let order = order(context, entry, &program, (&script.args, &script.env, script.cwd.as_deref()));
+    Ok(Start { order, program, script: Some(copy) })
+}
+
+fn order(
+    context: &Context,
+    entry: &Entry,
+    program: &Program,
+    (args, env, cwd): (&[String], &BTreeMap<String, String>, Option<&str>),
+) -> Order {
+    Order {
+        job_id: entry.job_id.to_string(),
+        attempt: entry.attempt,
+        dir: context.core.job_dir(&entry.job_id),
+        argv0: program.canonical.clone(),
+        args: args.to_vec(),
+        env: environment(context, entry, env),
+        cwd: cwd.unwrap_or("/").to_owned(),
         account: context.identity.account.clone(),
-        keep: Some(copy),
         file_bytes: context.file_bytes,
-    })
+        output_bytes: context.output_bytes,
+        timeout: context.timeout,
+        grace: context.core.config.grace,
+    }
 }
 
 /// Nothing of the agent's own environment; what the policy let the job ask for goes on top.
@@ -100,118 +108,94 @@ fn environment(
     env
 }
 
-/// Starts a process and stays with it to its end.
-pub(super) async fn run(context: &Arc<Context>, entry: &mut Entry, launch: Launch) -> Ended {
-    let launcher = Arc::clone(&context.core.deps.launcher);
-    let launched = tokio::task::spawn_blocking(move || launcher.launch(launch)).await;
-    let running = match launched {
-        Ok(Ok(running)) => running,
-        Ok(Err(error)) => return Ended::failed(reason_of(&error), error.to_string()),
-        Err(error) => return Ended::failed("CANNOT_START", error.to_string()),
-    };
-    let dir = context.core.job_dir(&entry.job_id);
-    let sinks = [Stream::Stdout, Stream::Stderr].map(|s| Sink::new(&dir, s, context.output_bytes));
-    let [stdout, stderr] = &sinks;
-    let mut ended =
-        supervise(context, entry, running, [Arc::clone(stdout), Arc::clone(stderr)]).await;
-    let finish = move || sinks.map(|sink| Sink::finish(&sink));
-    if let Ok([(out_bytes, out), (err_bytes, err)]) = tokio::task::spawn_blocking(finish).await {
-        (entry.stdout_bytes, entry.stderr_bytes) = (out_bytes, err_bytes);
-        (ended.stdout, ended.stderr) = (out, err);
-    }
-    ended
-}
-
-const fn reason_of(error: &LaunchError) -> &'static str {
-    match error {
-        LaunchError::Unreachable { .. } => "PROGRAM_UNREACHABLE",
-        LaunchError::Cwd { .. } => "CWD_UNAVAILABLE",
-        LaunchError::Start { .. } => "CANNOT_START",
+/// Starts a program and stays with it to its end; `None` when the agent stops first, which is no
+/// end of the job.
+pub(super) async fn run(context: &Arc<Context>, entry: &mut Entry, start: Start) -> Option<Ended> {
+    let launcher = context.core.deps.launcher.clone();
+    let Start { order, program, script } = start;
+    let started = tokio::task::spawn_blocking(move || {
+        let prepared = launcher.prepare(&order, &program, script.as_ref())?;
+        prepared.go().map_err(|error| Unstarted::gone(&error))
+    });
+    match started.await {
+        Ok(Ok(shim)) => supervise(context, entry, shim).await,
+        Ok(Err(unstarted)) => {
+            attempt_of(&context.core, entry).forget();
+            Some(Ended::failed(unstarted.reason(), unstarted.message))
+        }
+        Err(error) => Some(Ended::failed("CANNOT_START", error.to_string())),
     }
 }
 
-type Sinks = [Arc<std::sync::Mutex<Sink>>; 2];
+/// Where the files of this run are.
+pub(super) fn attempt_of(core: &Core, entry: &Entry) -> Attempt {
+    Attempt::new(core.job_dir(&entry.job_id), entry.attempt)
+}
 
-async fn supervise(
+/// Stays with a job that runs; `None` when the agent stops first.
+pub(super) async fn supervise(
     context: &Context,
     entry: &mut Entry,
-    running: Running,
-    [stdout, stderr]: Sinks,
-) -> Ended {
-    let Running { process, stdout: out, stderr: err, mut leader } = running;
+    mut shim: Shim,
+) -> Option<Ended> {
     entry.state = State::Running;
-    entry.process = Some(process);
-    let readers = async {
-        let (out, err) = tokio::join!(
-            pump(out, stdout, context.output.clone()),
-            pump(err, stderr, context.output.clone()),
-        );
-        for error in [out, err].into_iter().filter_map(Result::err) {
-            tracing::warn!(%error, "a job's output was cut short");
-        }
-    };
-    tokio::pin!(readers);
-    let mut drained = false;
-    let why = {
-        let end = until_end(context, entry, &leader);
-        tokio::pin!(end);
-        loop {
-            tokio::select! {
-                () = &mut readers, if !drained => drained = true,
-                why = &mut end => break why,
-            }
-        }
-    };
-    if !matches!(why, Why::Ended) {
-        leader.terminate();
-        let grace = timeout(context.core.config.grace, leader.ended());
-        tokio::pin!(grace);
-        loop {
-            tokio::select! {
-                () = &mut readers, if !drained => drained = true,
-                _in_time = &mut grace => break,
-            }
-        }
+    entry.process = Some(shim.process().clone());
+    let why = until_end(context, entry, &shim).await;
+    match why {
+        Why::Ended => {}
+        Why::Stopped => return None,
+        Why::Cancelled | Why::CannotRecord(_) => shim.terminate(),
+        Why::Overdue => shim.kill(),
     }
-    let exit = leader.reap();
-    if !drained && timeout(DRAIN, &mut readers).await.is_err() {
-        tracing::warn!(job_id = %entry.job_id, "somebody beyond the job's session holds its output");
+    let patience = context.core.config.grace + OVERDUE;
+    if !matches!(timeout(patience, shim.ended()).await, Ok(Ok(()))) {
+        shim.kill();
     }
-    conclusion(context, why, exit)
+    let attempt = attempt_of(&context.core, entry);
+    let read = tokio::task::spawn_blocking(move || {
+        let left = shim.left();
+        let outputs = match &left {
+            Ok(Left::Exit(exit)) => outputs(attempt.dir(), exit),
+            _ => [None, None],
+        };
+        (left, outputs)
+    });
+    let (left, outputs) = match read.await {
+        Ok((left, outputs)) => (left, outputs),
+        Err(error) => (Err(io::Error::other(error)), [None, None]),
+    };
+    Some(conclusion(entry, why, left, outputs))
 }
 
-/// Why supervision came to its end.
+/// Both outputs as a result carries them. Blocks.
+pub(super) fn outputs(dir: &Path, exit: &Exit) -> [Option<Output>; 2] {
+    [(Stream::Stdout, exit.stdout), (Stream::Stderr, exit.stderr)]
+        .map(|(stream, kept)| Some(shim::output(dir, stream, kept?)))
+}
+
+/// Why the wait for a job's end was over.
 #[derive(Debug)]
-enum Why {
+pub(super) enum Why {
     Ended,
-    Timeout,
     Cancelled,
     Stopped,
     CannotRecord(String),
-    Lost(io::Error),
+    /// Its shim should have ended it long ago.
+    Overdue,
 }
 
-/// Waits for the first of all that can end a job. Meanwhile makes it durable which process it is:
-/// one that nobody could find after a crash must not go on.
-async fn until_end(context: &Context, entry: &Entry, leader: &Leader) -> Why {
+/// Waits for the first of all that can end a job. Meanwhile makes it durable which process it is.
+async fn until_end(context: &Context, entry: &Entry, shim: &Shim) -> Why {
     let recorded = context.core.deps.journal.update(entry.clone());
-    let ended = async {
-        match leader.ended().await {
-            Ok(()) => Why::Ended,
-            Err(error) => Why::Lost(error),
-        }
-    };
-    let outside = async {
-        tokio::select! {
-            () = sleep(context.timeout) => Why::Timeout,
-            () = context.live.cancel.cancelled() => Why::Cancelled,
-            () = context.stop.cancelled() => Why::Stopped,
-        }
-    };
     let first = async {
         tokio::select! {
-            why = ended => why,
-            why = outside => why,
+            ended = shim.ended() => match ended {
+                Ok(()) => Why::Ended,
+                Err(_cannot_be_told) => Why::Overdue,
+            },
+            () = sleep(context.timeout.saturating_add(context.core.config.grace + OVERDUE)) => Why::Overdue,
+            () = context.live.cancel.cancelled() => Why::Cancelled,
+            () = context.stop.cancelled() => Why::Stopped,
             never = news(&context.core, entry) => match never {},
         }
     };
@@ -240,27 +224,58 @@ async fn news(core: &Core, entry: &Entry) -> std::convert::Infallible {
     std::future::pending().await
 }
 
-fn conclusion(context: &Context, why: Why, exit: io::Result<Exit>) -> Ended {
-    let exit = match exit {
-        Ok(exit) => exit,
-        Err(error) => return Ended::because(Outcome::Indeterminate, "NO_EXIT", error.to_string()),
+fn conclusion(
+    entry: &mut Entry,
+    why: Why,
+    left: io::Result<Left>,
+    outputs: [Option<Output>; 2],
+) -> Ended {
+    let ended = match left {
+        Ok(Left::Exit(exit)) => of_exit(entry, *exit, outputs),
+        Ok(Left::Nothing) => Ended::failed("CANNOT_START", "its shim ended before it began"),
+        Ok(Left::Started) => {
+            lost("its shim was ended from outside; nobody can tell how far it came")
+        }
+        Err(error) => lost(&format!("how it ended cannot be read: {error}")),
     };
-    let ended = match why {
-        Why::Ended => by_itself(exit),
-        Why::Timeout => Ended::timed_out(context.timeout),
-        Why::Cancelled => Ended::cancelled(),
-        Why::Stopped => Ended::stopped(),
-        Why::CannotRecord(error) => Ended::failed(
-            crate::domain::job::Reject::CannotRecord.name(),
-            format!("ended at once, since it could not be recorded that it runs: {error}"),
-        ),
-        Why::Lost(error) => Ended::failed("SUPERVISION_LOST", error.to_string()),
-    };
-    Ended { exit_code: exit.code, signal: exit.signal, ..ended }
+    match why {
+        Why::CannotRecord(error) => Ended {
+            outcome: Outcome::Failed,
+            reason: Some(Reject::CannotRecord.name()),
+            message: Some(format!(
+                "ended at once, since it could not be recorded that it runs: {error}"
+            )),
+            ..ended
+        },
+        Why::Ended | Why::Cancelled | Why::Stopped | Why::Overdue => ended,
+    }
 }
 
-fn by_itself(exit: Exit) -> Ended {
-    match (exit.code, exit.signal) {
+pub(super) fn lost(message: &str) -> Ended {
+    Ended::because(Outcome::Indeterminate, "SHIM_LOST", message)
+}
+
+/// What an exit means, and what the journal keeps of it.
+pub(super) fn of_exit(
+    entry: &mut Entry,
+    exit: Exit,
+    [stdout, stderr]: [Option<Output>; 2],
+) -> Ended {
+    entry.duration_ms = Some(u64::try_from(exit.duration.as_millis()).unwrap_or(u64::MAX));
+    entry.stdout_bytes = exit.stdout.map_or(0, |kept| kept.total);
+    entry.stderr_bytes = exit.stderr.map_or(0, |kept| kept.total);
+    let ended = match exit.cause {
+        Cause::Ended => by_itself(exit.code, exit.signal),
+        Cause::Timeout => Ended::timed_out(exit.timeout),
+        Cause::Terminated => Ended::cancelled(),
+        Cause::Unstarted(unstarted) => Ended::failed(unstarted.reason(), unstarted.message),
+        Cause::Lost(error) => Ended::failed("SUPERVISION_LOST", error),
+    };
+    Ended { exit_code: exit.code, signal: exit.signal, stdout, stderr, ..ended }
+}
+
+fn by_itself(code: Option<i32>, signal: Option<i32>) -> Ended {
+    match (code, signal) {
         (Some(0), _) => Ended::of(Outcome::Ok),
         (Some(code), _) => Ended::failed("EXIT_CODE", format!("exit code {code}")),
         (None, Some(signal)) => Ended::failed("SIGNAL", format!("ended by signal {signal}")),

@@ -3,9 +3,10 @@
 use std::{ffi::CString, io, path::PathBuf};
 
 use nix::unistd::{Gid, Uid, User, getgrouplist, getgroups, setfsgid, setfsuid};
+use serde::{Deserialize, Serialize};
 
 /// A user with everything a process of its needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     /// The name; the number where the database has none.
     pub name: String,

@@ -8,5 +8,8 @@ pub mod notify;
 pub mod paths;
 pub mod peer;
 pub mod process;
+pub mod space;
+pub mod supervise;
 pub mod sweep;
 pub mod users;
+pub mod watch;

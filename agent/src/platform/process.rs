@@ -1,38 +1,36 @@
-//! Starting a job's process and ending it with everything it started. The seam where a sandbox
-//! goes: [`Launcher`].
+//! Starting a job's process and ending its group. Done by the process that keeps the job: see
+//! `shim`.
 //!
 //! What is executed is the descriptor that the policy was asked about, never a path. The process
-//! leads a session of its own; its end is seen through a descriptor, and its group is killed
-//! *before* it is reaped, while its number cannot belong to anybody else.
+//! waits between fork and exec until it may begin. It leads a session of its own; its end is seen
+//! through a descriptor, and its group is killed *before* it is reaped, while its number cannot
+//! belong to anybody else.
 
 use std::{
     collections::BTreeMap,
     convert::Infallible,
     ffi::CString,
-    fmt,
     fs::File,
     io::{self, Write as _},
-    os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-        unix::process::{CommandExt as _, ExitStatusExt as _},
-    },
-    process::{Child, Command, Stdio},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::{
     fs::{Mode, OFlags},
     io::{Errno, FdFlags},
-    process::{PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, setrlimit},
+    pipe::{PipeFlags, pipe_with},
+    process::{
+        Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, kill_process, kill_process_group,
+        pidfd_open, set_parent_process_death_signal, setrlimit, waitpid,
+    },
+    stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     account::{Account, with_rights_of},
     paths::{enter, reach},
-    sweep::{Stat, boot_id, pid_of},
 };
-use crate::domain::job::Process;
 
 /// Names the job in the environment of each of its processes.
 pub const JOB_VARIABLE: &str = "JTNT_JOB_ID";
@@ -58,6 +56,8 @@ pub struct Launch {
     pub keep: Option<File>,
     /// The largest file it may write.
     pub file_bytes: Option<u64>,
+    /// Whether it is killed when whoever started it dies.
+    pub ends_with_parent: bool,
 }
 
 /// Why a process was not started.
@@ -91,28 +91,6 @@ pub enum LaunchError {
     },
 }
 
-/// Starts processes under whatever the operating system can enforce.
-pub trait Launcher: fmt::Debug + Send + Sync {
-    /// Starts one. Blocks until it has begun to execute.
-    ///
-    /// # Errors
-    /// When it did not begin; nothing of it is left then.
-    fn launch(&self, launch: Launch) -> Result<Running, LaunchError>;
-}
-
-/// A process that runs.
-#[derive(Debug)]
-pub struct Running {
-    /// Which one.
-    pub process: Process,
-    /// The reading end of its standard output.
-    pub stdout: OwnedFd,
-    /// The reading end of its standard error.
-    pub stderr: OwnedFd,
-    /// Its end.
-    pub leader: Leader,
-}
-
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
@@ -122,54 +100,151 @@ pub struct Exit {
     pub signal: Option<i32>,
 }
 
-/// Starts processes with a clean environment and another user's rights; enforces nothing beyond.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct PlainLauncher;
+/// Starts a process that waits for [`Payload::begin`]. Until then it executes nothing, and ends
+/// when the caller does.
+///
+/// # Errors
+/// When there is none; nothing of it is left then.
+pub fn fork(launch: &Launch) -> Result<Payload, LaunchError> {
+    let account = &launch.account;
+    let unreachable = |source| LaunchError::Unreachable {
+        program: launch.argv0.clone(),
+        user: account.name.clone(),
+        source,
+    };
+    let reached = with_rights_of(account, || reach(&launch.argv0, &launch.program, OFlags::PATH));
+    reached.and_then(|reached| reached).map_err(unreachable)?;
+    // With the user's rights, too: a descriptor would take it past folders that are closed to it.
+    let cwd = with_rights_of(account, || enter(&launch.cwd))
+        .and_then(|opened| opened)
+        .map_err(|source| LaunchError::Cwd { path: launch.cwd.clone(), source })?;
+    Payload::fork(launch, cwd)
+        .map_err(|source| LaunchError::Start { program: launch.argv0.clone(), source })
+}
 
-impl Launcher for PlainLauncher {
-    fn launch(&self, launch: Launch) -> Result<Running, LaunchError> {
-        let program = launch.argv0.clone();
-        let reached =
-            with_rights_of(&launch.account, || reach(&program, &launch.program, OFlags::PATH));
-        if let Err(source) = reached.and_then(|reached| reached) {
-            let user = launch.account.name;
-            return Err(LaunchError::Unreachable { program, user, source });
+/// A process that waits, runs or has ended, and is not yet forgotten. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Payload {
+    pid: Pid,
+    end: OwnedFd,
+    program: String,
+    /// Written to when it may begin.
+    go: Option<OwnedFd>,
+    /// Tells why it did not; closed by the kernel when it did.
+    fault: OwnedFd,
+    /// The reading ends of standard output and standard error.
+    output: Option<[OwnedFd; 2]>,
+    reaped: bool,
+}
+
+impl Payload {
+    #[expect(unsafe_code, reason = "a fork is unsafe by its nature")]
+    fn fork(launch: &Launch, cwd: OwnedFd) -> io::Result<Self> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC);
+        let ((out, stdout), (err, stderr)) = (pipe()?, pipe()?);
+        let ((wait, go), (fault, complaint)) = (pipe()?, pipe()?);
+        let stdin = File::open("/dev/null")?.into();
+        let entry = Entry::new(launch, cwd)?;
+        // SAFETY: the child makes system calls on values prepared before, and ends in an exec or
+        // in `_exit`. It allocates nothing and takes no lock, so other threads do not matter.
+        let pid = match unsafe { libc::fork() } {
+            -1 => return Err(io::Error::last_os_error()),
+            0 => {
+                // Or its own end would keep the pipe open on which it waits for the end of others.
+                drop(go);
+                let error = entry.as_child(&wait, &[stdin, stdout, stderr]);
+                let number = error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
+                let _nobody_else_to_tell = rustix::io::write(&complaint, &number);
+                // SAFETY: no memory is touched, and no code of this process runs after it.
+                unsafe { libc::_exit(127) }
+            }
+            pid => Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id"))?,
+        };
+        let opened = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
+            let _killed = kill_process(pid, Signal::KILL);
+            let _reaped = waitpid(Some(pid), WaitOptions::empty());
+        });
+        Ok(Self {
+            pid,
+            end: opened?,
+            program: launch.argv0.clone(),
+            go: Some(go),
+            fault,
+            output: Some([out, err]),
+            reaped: false,
+        })
+    }
+
+    /// Lets it begin, and waits until it executes its program.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn begin(&mut self) -> Result<(), LaunchError> {
+        let mut begin = || -> io::Result<()> {
+            if let Some(go) = self.go.take() {
+                rustix::io::write(&go, &[1])?;
+            }
+            let mut number = [0; 4];
+            match rustix::io::retry_on_intr(|| rustix::io::read(&self.fault, &mut number))? {
+                0 => Ok(()),
+                _ => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(number))),
+            }
+        };
+        let program = self.program.clone();
+        begin().map_err(|source| LaunchError::Start { program, source })
+    }
+
+    /// Readable at its end.
+    #[must_use]
+    pub fn end(&self) -> BorrowedFd<'_> {
+        self.end.as_fd()
+    }
+
+    /// The reading ends of standard output and standard error, once.
+    pub const fn take_output(&mut self) -> Option<[OwnedFd; 2]> {
+        self.output.take()
+    }
+
+    /// Asks the whole group to end.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Ends the whole group at once, then takes the process's own end; waits for it if need be.
+    ///
+    /// # Errors
+    /// When the system cannot tell how it ended.
+    pub fn reap(&mut self) -> io::Result<Exit> {
+        self.signal(Signal::KILL);
+        let waited = rustix::io::retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()))?;
+        self.reaped = true;
+        let (_, status) = waited.ok_or_else(|| io::Error::other("no such child"))?;
+        Ok(Exit { code: status.exit_status(), signal: status.terminating_signal() })
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.reaped {
+            return;
         }
-        // With the user's rights, too: a descriptor would take it past folders that are closed to
-        // it.
-        let cwd = with_rights_of(&launch.account, || enter(&launch.cwd))
-            .and_then(|opened| opened)
-            .map_err(|source| LaunchError::Cwd { path: launch.cwd.clone(), source })?;
-        start(&launch, cwd).map_err(|source| LaunchError::Start { program, source })
+        // Before it begins it leads no group yet.
+        let group = kill_process_group(self.pid, signal);
+        let sent = group.or_else(|_| kill_process(self.pid, signal));
+        if let Err(error) = sent
+            && error != Errno::SRCH
+        {
+            tracing::warn!(%error, "a job's processes got no signal");
+        }
     }
 }
 
-fn start(launch: &Launch, cwd: OwnedFd) -> io::Result<Running> {
-    // The name only serves messages: the hook executes the descriptor itself.
-    let mut command = Command::new(&launch.argv0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let entry = Entry::new(launch, cwd)?;
-    enter_with(&mut command, entry);
-    let mut leader = Leader::of(command.spawn()?)?;
-    let missing = || io::Error::other("a pipe of the new process is missing");
-    let stdout = leader.child.stdout.take().ok_or_else(missing)?.into();
-    let stderr = leader.child.stderr.take().ok_or_else(missing)?.into();
-    let process = Process {
-        pid: leader.child.id(),
-        start_time: Stat::of(leader.child.id())?.start_time,
-        boot_id: boot_id()?,
-        cgroup: None,
-    };
-    Ok(Running { process, stdout, stderr, leader })
-}
-
-#[expect(unsafe_code, reason = "a hook between fork and exec is unsafe by its nature")]
-fn enter_with(command: &mut Command, entry: Entry) {
-    // SAFETY: the hook makes system calls on values prepared before the fork. It allocates
-    // nothing and takes no lock, so the state of other threads at the fork does not matter.
-    unsafe {
-        command.pre_exec(move || Err(entry.enter().map_or_else(|e| e, |never| match never {})))
-    };
+impl Drop for Payload {
+    fn drop(&mut self) {
+        if !self.reaped
+            && let Err(error) = self.reap()
+        {
+            tracing::error!(%error, "a job's process was not reaped");
+        }
+    }
 }
 
 /// What a new process does to itself between fork and exec.
@@ -180,6 +255,7 @@ struct Entry {
     file_bytes: Option<u64>,
     become_user: Option<(Vec<Gid>, Gid, Uid)>,
     is_root: bool,
+    ends_with_parent: bool,
 }
 
 impl Entry {
@@ -195,11 +271,30 @@ impl Entry {
                 .is_other()
                 .then(|| (groups(), Gid::from_raw(account.gid), Uid::from_raw(account.uid))),
             is_root: account.uid == 0,
+            ends_with_parent: launch.ends_with_parent,
         })
+    }
+
+    /// What the child does; returns only if it executes nothing.
+    fn as_child(&self, wait: &OwnedFd, streams: &[OwnedFd; 3]) -> io::Error {
+        let entered = || -> io::Result<Infallible> {
+            let [stdin, stdout, stderr] = streams;
+            dup2_stdin(stdin)?;
+            dup2_stdout(stdout)?;
+            dup2_stderr(stderr)?;
+            let mut word = [0];
+            match rustix::io::retry_on_intr(|| rustix::io::read(wait, &mut word))? {
+                // Whoever would look after it is gone.
+                0 => Err(Errno::CANCELED.into()),
+                _ => self.enter(),
+            }
+        };
+        entered().map_or_else(|error| error, |never| match never {})
     }
 
     fn enter(&self) -> io::Result<Infallible> {
         rustix::process::setsid()?;
+        default_signals()?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
         setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
         if self.file_bytes.is_some() {
@@ -218,6 +313,9 @@ impl Entry {
         }
         if !self.is_root {
             no_new_privileges()?;
+        }
+        if self.ends_with_parent {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
         }
         rustix::process::fchdir(&self.cwd)?;
         Err(self.image.execute())
@@ -277,15 +375,44 @@ impl Image {
     }
 }
 
+const LAST_SIGNAL: libc::c_int = 64;
+
+/// No signal is blocked or ignored in a program because it was in whoever started it.
+#[expect(unsafe_code, reason = "a handler could be anything")]
+fn default_signals() -> io::Result<()> {
+    use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: the system's default is no code of this process. The library keeps a few numbers
+        // for itself, and refuses those.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
+}
+
 /// The agent opens nothing without close-on-exec, but whoever started the agent may have. Kernels
 /// before 5.11 do not know the call.
 #[expect(unsafe_code, reason = "there is no safe call for it")]
 fn close_all_on_exec() {
-    const FIRST: libc::c_uint = 3;
     // SAFETY: this marks descriptors and closes none; no memory is touched.
     unsafe {
-        libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+        libc::syscall(
+            libc::SYS_close_range,
+            AFTER_STREAMS,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
     };
+}
+
+/// The first descriptor that is no standard stream.
+const AFTER_STREAMS: libc::c_uint = 3;
+
+/// Closes everything but the standard streams, in a process that has opened nothing yet or will
+/// use nothing of it any more.
+#[expect(unsafe_code, reason = "whoever else had these descriptors has them no more")]
+pub fn close_all() {
+    // SAFETY: see above; no memory is touched.
+    unsafe { libc::syscall(libc::SYS_close_range, AFTER_STREAMS, libc::c_uint::MAX, 0) };
 }
 
 /// How long a new process may take to begin to execute. Whoever waits for that waits so long.
@@ -331,82 +458,6 @@ fn no_new_privileges() -> io::Result<()> {
     // SAFETY: this option takes plain numbers and touches no memory.
     let answer = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64) };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Registers a descriptor with the runtime for as long as it is borrowed.
-#[expect(unsafe_code, reason = "the runtime cannot know that a descriptor stays what it is")]
-fn watched(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
-    // SAFETY: a borrowed descriptor is open and the same for the whole life of the borrow, which
-    // the registration cannot outlive.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
-}
-
-/// The first process of a job, and by it the whole session. Dropped alive, it is killed.
-#[derive(Debug)]
-pub struct Leader {
-    child: Child,
-    end: OwnedFd,
-    reaped: bool,
-}
-
-impl Leader {
-    fn of(mut child: Child) -> io::Result<Self> {
-        let opened = pid_of(child.id()).and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?));
-        match opened {
-            Ok(end) => Ok(Self { child, end, reaped: false }),
-            Err(error) => {
-                child.kill()?;
-                child.wait()?;
-                Err(error)
-            }
-        }
-    }
-
-    /// Waits until the process has ended. It is not reaped by that.
-    ///
-    /// # Errors
-    /// When the system cannot tell.
-    pub async fn ended(&self) -> io::Result<()> {
-        watched(self.end.as_fd())?.readable().await.map(drop)
-    }
-
-    /// Asks the whole group to end.
-    pub fn terminate(&self) {
-        self.signal(Signal::TERM);
-    }
-
-    /// Ends the whole group at once, then takes the process's own end; waits for it if need be.
-    ///
-    /// # Errors
-    /// When the system cannot tell how it ended.
-    pub fn reap(&mut self) -> io::Result<Exit> {
-        self.signal(Signal::KILL);
-        let status = self.child.wait()?;
-        self.reaped = true;
-        Ok(Exit { code: status.code(), signal: status.signal() })
-    }
-
-    fn signal(&self, signal: Signal) {
-        if self.reaped {
-            return;
-        }
-        let sent = pid_of(self.child.id()).map(|pid| kill_process_group(pid, signal));
-        if let Ok(Err(error)) = sent
-            && error != Errno::SRCH
-        {
-            tracing::warn!(%error, pid = self.child.id(), "a job's processes got no signal");
-        }
-    }
-}
-
-impl Drop for Leader {
-    fn drop(&mut self) {
-        if !self.reaped
-            && let Err(error) = self.reap()
-        {
-            tracing::error!(%error, "a job's process was not reaped");
-        }
-    }
 }
 
 /// A file in memory that holds `content` for ever, open for reading.

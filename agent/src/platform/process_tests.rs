@@ -1,8 +1,16 @@
 //! Real processes: what they are given, and that nothing of them stays.
 
-use std::{io::Read as _, os::fd::OwnedFd, path::Path, time::Duration};
+use std::{
+    io::Read as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::Path,
+    process::Command,
+};
 
-use super::{super::sweep::is_alive, *};
+use super::{
+    super::sweep::{Stat, pid_of},
+    *,
+};
 
 const JOB: &str = "t-process";
 
@@ -18,6 +26,7 @@ fn launch(path: &str, args: &[&str]) -> Launch {
         account: Account::own(),
         keep: None,
         file_bytes: None,
+        ends_with_parent: false,
     }
 }
 
@@ -25,14 +34,29 @@ pub(in crate::platform) fn sh(script: &str) -> Launch {
     launch("/bin/sh", &["-c", script])
 }
 
+/// Starts one, with the reading end of its standard output.
+pub(in crate::platform) fn start(launch: Launch) -> Result<(Payload, File), LaunchError> {
+    let mut payload = fork(&launch)?;
+    drop(launch);
+    let out = standard_output(&mut payload);
+    payload.begin()?;
+    Ok((payload, out))
+}
+
+/// Standard error stays open: what a program says there must not end it.
+fn standard_output(payload: &mut Payload) -> File {
+    let [out, err] = payload.take_output().unwrap();
+    payload.output = Some([err, File::open("/dev/null").unwrap().into()]);
+    out.into()
+}
+
 /// Runs to the end; what it wrote to standard output, and how it ended.
-async fn run(launch: Launch) -> (String, Exit) {
-    let mut running = PlainLauncher.launch(launch).unwrap();
-    tokio::time::timeout(Duration::from_secs(20), running.leader.ended()).await.unwrap().unwrap();
-    let exit = running.leader.reap().unwrap();
+fn run(launch: Launch) -> (String, Exit) {
+    let (mut payload, mut out) = start(launch).unwrap();
     let mut text = String::new();
-    File::from(running.stdout).read_to_string(&mut text).unwrap();
-    (text, exit)
+    out.read_to_string(&mut text).unwrap();
+    await_end(payload.end());
+    (text, payload.reap().unwrap())
 }
 
 /// Reads lines of a process that goes on.
@@ -50,10 +74,10 @@ pub(in crate::platform) fn end_of(pid: u32) -> OwnedFd {
     pidfd_open(pid_of(pid).unwrap(), PidfdFlags::empty()).unwrap()
 }
 
-pub(in crate::platform) fn await_end(end: &OwnedFd) {
+pub(in crate::platform) fn await_end(end: BorrowedFd<'_>) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
-    let ended = poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&patience)).unwrap();
+    let ended = poll(&mut [PollFd::from_borrowed_fd(end, PollFlags::IN)], Some(&patience)).unwrap();
     assert_eq!(ended, 1, "a process was not ended");
 }
 
@@ -61,11 +85,10 @@ pub(in crate::platform) fn is_gone(pid: u32) -> bool {
     Stat::of(pid).map_or(true, |stat| stat.zombie)
 }
 
-#[tokio::test]
-async fn a_program_is_told_the_name_of_its_path_and_gets_nothing_else_of_the_agents() {
+#[test]
+fn a_program_is_told_the_name_of_its_path_and_gets_nothing_else_of_the_agents() {
     // A descriptor without close-on-exec would reach the program.
-    let (text, exit) =
-        run(sh("echo \"$0\"; env | sort; ls /proc/self/fd | wc -l; pwd; umask")).await;
+    let (text, exit) = run(sh("echo \"$0\"; env | sort; ls /proc/self/fd | wc -l; pwd; umask"));
     assert_eq!(exit, Exit { code: Some(0), signal: None });
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(Path::new(lines[0]), std::fs::canonicalize("/bin/sh").unwrap());
@@ -81,27 +104,27 @@ async fn a_program_is_told_the_name_of_its_path_and_gets_nothing_else_of_the_age
     assert!(lines.contains(&"0022"), "{text}");
 }
 
-#[tokio::test]
-async fn standard_input_is_empty_and_core_dumps_are_off() {
-    let (text, _) = run(sh("cat; ulimit -c")).await;
+#[test]
+fn standard_input_is_empty_and_core_dumps_are_off() {
+    let (text, _) = run(sh("cat; ulimit -c"));
     assert_eq!(text, "0\n");
 }
 
-#[tokio::test]
-async fn a_limit_on_files_is_the_systems_own() {
+#[test]
+fn a_limit_on_files_is_the_systems_own() {
     let dir = tempfile::tempdir().unwrap();
     let mut limited = sh("head -c 4096 /dev/zero > big; exit $?");
     limited.cwd = dir.path().to_str().unwrap().to_owned();
     limited.file_bytes = Some(1024);
-    let (_, exit) = run(limited).await;
+    let (_, exit) = run(limited);
     assert_ne!(exit.code, Some(0));
     assert_eq!(std::fs::metadata(dir.path().join("big")).unwrap().len(), 1024);
 }
 
-#[tokio::test]
-async fn exit_codes_and_signals_are_told_apart() {
-    assert_eq!(run(sh("exit 7")).await.1, Exit { code: Some(7), signal: None });
-    assert_eq!(run(sh("kill -9 $$")).await.1, Exit { code: None, signal: Some(9) });
+#[test]
+fn exit_codes_and_signals_are_told_apart() {
+    assert_eq!(run(sh("exit 7")).1, Exit { code: Some(7), signal: None });
+    assert_eq!(run(sh("kill -9 $$")).1, Exit { code: None, signal: Some(9) });
 }
 
 #[test]
@@ -109,7 +132,7 @@ fn a_working_directory_that_is_gone_is_said_to_be() {
     let dir = tempfile::tempdir().unwrap();
     let mut lost = sh("true");
     lost.cwd = dir.path().join("gone").to_str().unwrap().to_owned();
-    let error = PlainLauncher.launch(lost).unwrap_err();
+    let error = start(lost).unwrap_err();
     assert!(matches!(error, LaunchError::Cwd { .. }), "{error}");
 }
 
@@ -118,7 +141,7 @@ fn what_is_no_program_does_not_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
     crate::runtime::durable::replace(&path, b"\x7fELF but not really", 0o755).unwrap();
-    let error = PlainLauncher.launch(launch(path.to_str().unwrap(), &[])).unwrap_err();
+    let error = start(launch(path.to_str().unwrap(), &[])).unwrap_err();
     assert!(matches!(error, LaunchError::Start { .. }), "{error}");
 }
 
@@ -137,7 +160,7 @@ fn as_root_a_working_directory_behind_a_closed_folder_is_not_entered() {
         let mut behind = sh("pwd");
         behind.account = Account::numbered(65_514);
         behind.cwd = cwd;
-        let error = PlainLauncher.launch(behind).unwrap_err();
+        let error = start(behind).unwrap_err();
         assert!(matches!(error, LaunchError::Cwd { .. }), "{error}");
     }
 }
@@ -151,7 +174,7 @@ fn what_is_stopped_before_it_begins_does_not_hold_its_starter() {
     unsafe {
         stopped.pre_exec(|| {
             deadline()?;
-            rustix::process::kill_process(rustix::process::getpid(), Signal::STOP)?;
+            kill_process(rustix::process::getpid(), Signal::STOP)?;
             Ok(())
         })
     };
@@ -167,7 +190,7 @@ fn a_program_that_was_replaced_does_not_start() {
     let replaced = launch(path.to_str().unwrap(), &[]);
     std::fs::remove_file(&path).unwrap();
     std::fs::copy("/bin/false", &path).unwrap();
-    let error = PlainLauncher.launch(replaced).unwrap_err();
+    let error = start(replaced).unwrap_err();
     assert!(error.to_string().contains("moved or replaced"), "{error}");
 }
 
@@ -184,40 +207,36 @@ fn as_root_a_program_in_a_closed_folder_does_not_start_for_another_user() {
     std::fs::set_permissions(dir.path(), private).unwrap();
     let mut closed = launch(path.to_str().unwrap(), &[]);
     closed.account = Account::numbered(65_514);
-    let error = PlainLauncher.launch(closed).unwrap_err();
+    let error = start(closed).unwrap_err();
     assert!(matches!(error, LaunchError::Unreachable { .. }), "{error}");
 }
 
-#[tokio::test]
-async fn the_whole_group_ends_before_its_leader_is_forgotten() {
+#[test]
+fn the_whole_group_ends_before_its_leader_is_forgotten() {
     let script = "sleep 600 & echo $!; (sleep 600 & echo $!); wait";
-    let mut running = PlainLauncher.launch(sh(script)).unwrap();
-    let mut out = File::from(running.stdout);
+    let (mut payload, mut out) = start(sh(script)).unwrap();
     let pids: Vec<u32> = (0..2).map(|_| line(&mut out).parse().unwrap()).collect();
     assert!(pids.iter().all(|pid| !is_gone(*pid)));
-    assert!(is_alive(&running.process));
     let ends: Vec<_> = pids.iter().map(|pid| end_of(*pid)).collect();
-    running.leader.reap().unwrap();
+    payload.reap().unwrap();
     // A process closes its pipe a moment before it is gone, so the pipe's end would not do.
-    ends.iter().for_each(await_end);
+    ends.iter().for_each(|end| await_end(end.as_fd()));
     assert!(pids.iter().all(|pid| is_gone(*pid)));
-    assert!(!is_alive(&running.process));
 }
 
-#[tokio::test]
-async fn a_polite_signal_can_be_answered_and_a_second_is_not_needed() {
+#[test]
+fn a_polite_signal_can_be_answered_and_a_second_is_not_needed() {
     let script = "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 600 & wait; done";
-    let mut running = PlainLauncher.launch(sh(script)).unwrap();
-    let mut out = File::from(running.stdout);
+    let (mut payload, mut out) = start(sh(script)).unwrap();
     assert_eq!(line(&mut out), "ready");
-    running.leader.terminate();
-    tokio::time::timeout(Duration::from_secs(20), running.leader.ended()).await.unwrap().unwrap();
-    assert_eq!(running.leader.reap().unwrap().code, Some(3));
+    payload.terminate();
+    await_end(payload.end());
+    assert_eq!(payload.reap().unwrap().code, Some(3));
     assert_eq!(line(&mut out), "bye");
 }
 
-#[tokio::test]
-async fn as_root_a_job_has_a_user_without_rights_or_groups() {
+#[test]
+fn as_root_a_job_has_a_user_without_rights_or_groups() {
     if Account::own().uid != 0 {
         eprintln!("not root: running as another user was not tried");
         return;
@@ -225,15 +244,15 @@ async fn as_root_a_job_has_a_user_without_rights_or_groups() {
     let uid = 65_510;
     let mut other = sh("id -u; id -G; grep NoNewPrivs /proc/self/status; cat /etc/shadow");
     other.account = Account::numbered(uid);
-    let (text, exit) = run(other).await;
+    let (text, exit) = run(other);
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines[..2], ["65510", "65510"]);
     assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["NoNewPrivs:", "1"]);
     assert_eq!((lines.len(), exit.code), (3, Some(1)), "shadow stays closed: {text}");
 }
 
-#[tokio::test]
-async fn one_descriptor_is_handed_over_and_cannot_be_changed() {
+#[test]
+fn one_descriptor_is_handed_over_and_cannot_be_changed() {
     let script = sealed("t", b"echo from the copy $1").unwrap();
     let path = format!("/proc/self/fd/{}", script.as_raw_fd());
     let mut launch = launch("/bin/sh", &[&path, "x"]);
@@ -241,13 +260,36 @@ async fn one_descriptor_is_handed_over_and_cannot_be_changed() {
     if Account::own().uid == 0 {
         launch.account = Account::numbered(65_512);
     }
-    assert_eq!(run(launch).await.0, "from the copy x\n");
+    assert_eq!(run(launch).0, "from the copy x\n");
 }
 
 #[test]
-fn a_dropped_leader_takes_everything_with_it() {
-    let running = PlainLauncher.launch(sh("sleep 600")).unwrap();
-    let process = running.process.clone();
-    drop(running.leader);
-    assert!(!is_alive(&process));
+fn what_is_dropped_takes_everything_with_it() {
+    let (payload, mut out) = start(sh("echo $$; sleep 600")).unwrap();
+    let end = end_of(line(&mut out).parse().unwrap());
+    drop(payload);
+    await_end(end.as_fd());
+}
+
+#[test]
+fn what_never_may_begin_executes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut traces = sh("echo > trace");
+    traces.cwd = dir.path().to_str().unwrap().to_owned();
+    let mut payload = fork(&traces).unwrap();
+    // As if whoever started it had died.
+    payload.go = None;
+    await_end(payload.end());
+    assert_eq!(payload.reap().unwrap().code, Some(127));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn signals_are_the_systems_own() {
+    let (text, _) = run(sh("grep -E 'SigBlk|SigIgn' /proc/self/status"));
+    let masks = text.lines().map(|l| l.rsplit('\t').next().unwrap());
+    let masks = masks.map(|mask| u64::from_str_radix(mask, 16).unwrap());
+    // Two numbers are the C library's own.
+    let library = 0b11 << 31;
+    assert_eq!(masks.map(|mask| mask & !library).collect::<Vec<_>>(), [0, 0], "{text}");
 }

@@ -43,6 +43,7 @@ pub fn boot_id() -> io::Result<String> {
 /// What the kernel says of a process.
 pub(super) struct Stat {
     pub(super) zombie: bool,
+    pub(super) parent: u32,
     pub(super) start_time: u64,
 }
 
@@ -57,8 +58,9 @@ impl Stat {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
         let zombie = matches!(fields.next()?, "Z" | "X");
-        let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Self { zombie, start_time })
+        let parent = fields.next()?.parse().ok()?;
+        let start_time = fields.nth(17)?.parse().ok()?;
+        Some(Self { zombie, parent, start_time })
     }
 }
 
@@ -196,7 +198,7 @@ fn kill_where(is_wanted: impl Fn(u32) -> bool) -> usize {
     ended
 }
 
-fn processes() -> impl Iterator<Item = u32> {
+pub(super) fn processes() -> impl Iterator<Item = u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }

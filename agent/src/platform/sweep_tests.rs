@@ -1,35 +1,31 @@
 //! Real processes that try to stay.
 
-use std::fs::File;
+use std::os::fd::AsFd as _;
 
 use super::*;
 use crate::platform::{
     account::Account,
-    process::{
-        Launcher as _, PlainLauncher,
-        tests::{await_end, end_of, is_gone, line, sh},
-    },
+    process::tests::{await_end, end_of, is_gone, line, sh, start},
 };
 
 const NOBODY: u32 = 65_519;
 
-#[tokio::test]
-async fn what_left_the_session_is_found_by_the_jobs_name() {
+#[test]
+fn what_left_the_session_is_found_by_the_jobs_name() {
     let mut escaped = sh("setsid sh -c 'echo $$; sleep 600; :' & wait");
     escaped.env.insert(JOB_VARIABLE.to_owned(), "t-escaped".to_owned());
-    let mut running = PlainLauncher.launch(escaped).unwrap();
-    let mut out = File::from(running.stdout);
+    let (mut payload, mut out) = start(escaped).unwrap();
     let pid: u32 = line(&mut out).parse().unwrap();
     let end = end_of(pid);
-    running.leader.reap().unwrap();
+    payload.reap().unwrap();
     assert!(!is_gone(pid), "a group's end does not reach another session");
     assert!(kill_leftovers(None, "t-escaped") >= 1);
-    await_end(&end);
+    await_end(end.as_fd());
     assert!(is_gone(pid));
 }
 
-#[tokio::test]
-async fn as_root_everything_of_a_jobs_user_can_be_ended() {
+#[test]
+fn as_root_everything_of_a_jobs_user_can_be_ended() {
     if Account::own().uid != 0 {
         eprintln!("not root: ending another user's processes was not tried");
         return;
@@ -37,14 +33,13 @@ async fn as_root_everything_of_a_jobs_user_can_be_ended() {
     let uid = 65_511;
     let mut other = sh("setsid sh -c 'echo $$; sleep 600; :' & wait");
     other.account = Account::numbered(uid);
-    let mut running = PlainLauncher.launch(other).unwrap();
-    let mut out = File::from(running.stdout);
+    let (mut payload, mut out) = start(other).unwrap();
     let pid: u32 = line(&mut out).parse().unwrap();
     let end = end_of(pid);
-    running.leader.reap().unwrap();
+    payload.reap().unwrap();
     let swept = end_all_of(uid, NOBODY);
     assert!(swept.ended >= 1 && swept.clean, "{swept:?}");
-    await_end(&end);
+    await_end(end.as_fd());
     assert!(is_gone(pid));
     assert_eq!(end_all_of(uid, NOBODY), Swept { ended: 0, clean: true });
 }
@@ -59,8 +54,8 @@ fn a_name_with_parentheses_does_not_hide_the_start_time() {
 
 /// Each process lives for the moment of a fork, in a session of its own and without the job's
 /// name: no look into `/proc` finds it in time.
-#[tokio::test]
-async fn as_root_a_chain_of_forks_does_not_outrun_the_end() {
+#[test]
+fn as_root_a_chain_of_forks_does_not_outrun_the_end() {
     if Account::own().uid != 0 {
         eprintln!("not root: ending another user's processes was not tried");
         return;
@@ -69,17 +64,17 @@ async fn as_root_a_chain_of_forks_does_not_outrun_the_end() {
     let mut other = sh("exec setsid perl -e '%ENV = (); $| = 1; print \"go\n\"; \
                         for (;;) { fork and exit }'");
     other.account = Account::numbered(uid);
-    let mut running = PlainLauncher.launch(other).unwrap();
-    assert_eq!(line(&mut File::from(running.stdout)), "go");
-    running.leader.reap().unwrap();
+    let (mut payload, mut out) = start(other).unwrap();
+    assert_eq!(line(&mut out), "go");
+    payload.reap().unwrap();
     assert!(runs_anything(uid), "it runs on, out of its first session");
     assert!(end_all_of(uid, NOBODY).clean);
     assert!(processes().all(|pid| alive_of(uid, pid).is_none()));
 }
 
 /// Its own processes are of one user, so each may stop each: the sweeper must be none of them.
-#[tokio::test]
-async fn as_root_a_job_that_stops_all_it_may_does_not_stop_its_end() {
+#[test]
+fn as_root_a_job_that_stops_all_it_may_does_not_stop_its_end() {
     if Account::own().uid != 0 {
         eprintln!("not root: ending another user's processes was not tried");
         return;
@@ -88,9 +83,9 @@ async fn as_root_a_job_that_stops_all_it_may_does_not_stop_its_end() {
     let mut other = sh("exec setsid perl -e '$| = 1; $SIG{TERM} = \"IGNORE\"; print \"go\\n\"; \
                         for (;;) { kill \"STOP\", -1 }'");
     other.account = Account::numbered(uid);
-    let mut running = PlainLauncher.launch(other).unwrap();
-    assert_eq!(line(&mut File::from(running.stdout)), "go");
+    let (mut payload, mut out) = start(other).unwrap();
+    assert_eq!(line(&mut out), "go");
     let swept = end_all_of(uid, NOBODY);
-    running.leader.reap().unwrap();
+    payload.reap().unwrap();
     assert!(swept.clean, "{swept:?}");
 }

@@ -27,6 +27,22 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     sync_parent(path)
 }
 
+/// Puts `content` at `path`, whole or not at all for whoever looks, but not across a power cut.
+///
+/// # Errors
+/// Any failure leaves what was there before.
+pub fn put(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let staged = beside(path, "new");
+    match fs::remove_file(&staged) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let written = create(&staged, mode).and_then(|mut file| file.write_all(content));
+    written.and_then(|()| fs::rename(&staged, path)).inspect_err(|_| {
+        let _removed = fs::remove_file(&staged);
+    })
+}
+
 /// Writes and syncs the temporary file that [`replace`] renames; for commits of several files.
 ///
 /// # Errors
@@ -81,6 +97,20 @@ pub fn create_dir(path: &Path, mode: u32) -> io::Result<()> {
         other => other?,
     }
     sync_parent(path)
+}
+
+/// Creates one folder, for files that a power cut may take.
+///
+/// # Errors
+/// As the system's; that it is there already is none.
+pub fn scratch_dir(path: &Path, mode: u32) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    builder.mode(mode);
+    match builder.create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other,
+    }
 }
 
 /// Removes a file if it is there, durably.

@@ -91,10 +91,36 @@ impl Lock {
     }
 }
 
+/// The process that holds the lock at `path`, as it said itself; `None` if nobody does.
+///
+/// # Errors
+/// When the file cannot be looked at, or its holder has not said who it is.
+pub fn holder(path: &Path) -> Result<Option<u32>, LockError> {
+    let io = |source| LockError::Io { path: path.to_owned(), source };
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(io)?,
+    };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => return Ok(None),
+        Err(Errno::WOULDBLOCK) => {}
+        Err(e) => return Err(io(e.into())),
+    }
+    let mut who = String::new();
+    file.take(256).read_to_string(&mut who).map_err(io)?;
+    match pid_in(who.trim()) {
+        Some(pid) => Ok(Some(pid)),
+        None => Err(LockError::Unnamed { path: path.to_owned() }),
+    }
+}
+
+fn pid_in(holder: &str) -> Option<u32> {
+    holder.rsplit_once("(pid ")?.1.strip_suffix(')')?.parse().ok()
+}
+
 /// Whether the process that wrote this of itself is still there.
 fn lives(holder: &str) -> bool {
-    let pid = holder.rsplit_once("(pid ").and_then(|(_, rest)| rest.strip_suffix(')'));
-    let pid = pid.and_then(|pid| Pid::from_raw(pid.parse().ok()?));
+    let pid = pid_in(holder).and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
     // One of another user may not be signalled, but it is there.
     pid.is_some_and(|pid| matches!(test_kill_process(pid), Ok(()) | Err(Errno::PERM)))
 }

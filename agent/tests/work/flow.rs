@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use jtnt_agent::domain::ids::JobId;
+use jtnt_agent::{
+    domain::ids::JobId,
+    shim::{Attempt, Shim},
+};
 use jtnt_hub_mock::{Hub, Kind, Route};
 use jtnt_proto::bytes::Hash;
 use serde_json::{Value, json};
@@ -154,15 +157,18 @@ async fn a_replay_by_the_hub_runs_nothing_again() {
 async fn what_was_under_way_when_the_agent_stopped_is_reported_by_the_next() {
     let site = Site::new(Hub::builder()).await;
     let agent = site.agent(&rules());
-    site.hub.set_fault(Route::Result, Kind::InternalError, None).unwrap();
     let id = site.order(exec("/usr/bin/sleep", &["600"]), |_| {}).await;
     site.running(&id).await;
     agent.stop().await;
-    site.hub.clear_faults();
+    // It ends while no agent is there.
+    let attempt = Attempt::new(site.state_dir().join("jobs").join(&id), 1);
+    let shim = Shim::find(attempt).unwrap().unwrap();
+    shim.terminate();
+    shim.ended().await.unwrap();
     let agent = site.agent(&rules());
     let view = site.end_of(&id).await;
-    assert_eq!(view.state, "interrupted");
-    assert_eq!(view.result.unwrap().reason.as_deref(), Some("AGENT_STOPPED"));
+    assert_eq!(view.state, "cancelled");
+    assert_eq!(view.result.unwrap().signal, Some(15));
     agent.stop().await;
 }
 

@@ -21,12 +21,13 @@ use jtnt_agent::{
     hub::{Address, HubClient, HubConfig},
     identity::{self, Identity, Paths},
     jobs::{Config, Deps, Jobs, Refresh},
-    platform::{paths::resolve, process::PlainLauncher, users::own_uid},
+    platform::{paths::resolve, users::own_uid},
     runtime::{
         clock::{SharedClock, SystemClock},
         entropy::{Entropy, SystemEntropy},
         tasks::{Class, Essential, Tasks},
     },
+    shim::{Attempt, Launcher, Shim},
     store::{Journal, time::TrustedTime},
     telemetry::metrics::Metrics,
 };
@@ -52,6 +53,17 @@ pub(crate) struct Site {
     pub(crate) hub: Handle,
     pub(crate) dir: TempDir,
     pub(crate) identity: Identity,
+}
+
+/// Jobs outlive their agent, and not the tests.
+impl Drop for Site {
+    fn drop(&mut self) {
+        let jobs = std::fs::read_dir(self.state_dir().join("jobs")).into_iter().flatten();
+        for job in jobs.map(|job| job.unwrap()) {
+            let shim = Shim::find(Attempt::new(job.path(), 1));
+            shim.ok().flatten().iter().for_each(Shim::kill);
+        }
+    }
 }
 
 /// One run of the agent.
@@ -84,6 +96,10 @@ fn own_uids() -> RangeInclusive<u32> {
 }
 
 impl Site {
+    pub(crate) fn state_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("state")
+    }
+
     pub(crate) async fn new(builder: Builder) -> Self {
         let (hub, dir) = (builder.start().await.unwrap(), TempDir::new().unwrap());
         let options = Options {
@@ -125,7 +141,7 @@ impl Site {
     /// Starts the agent under a policy.
     pub(crate) fn agent(&self, rules: &Value) -> Agent {
         let clock: SharedClock = Arc::new(SystemClock);
-        let state_dir = self.dir.path().join("state");
+        let state_dir = self.state_dir();
         std::fs::create_dir_all(&state_dir).unwrap();
         let journal = Journal::open(&state_dir.join("jobs.redb"), Arc::clone(&clock)).unwrap();
         let paths = Paths { data_dir: self.dir.path().to_owned() };
@@ -164,7 +180,7 @@ impl Site {
             link: link_watch,
             metrics: metrics.clone(),
             tasks: tasks.clone(),
-            launcher: Arc::new(PlainLauncher),
+            launcher: Launcher::of(env!("CARGO_BIN_EXE_jtnt-agent").into()),
             refresh_policy: Refresh(Arc::new(|| Box::pin(std::future::ready(())))),
         };
         let (jobs, work) = Jobs::build(deps, Config { uid_range: own_uids(), ..Config::default() });

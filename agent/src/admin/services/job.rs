@@ -1,10 +1,11 @@
 //! `JobService`.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use futures_util::stream;
 use jtnt_proto::admin::v1::{self as pb, JobState, job_service_server::JobService};
-use tokio::sync::{broadcast, watch};
+use tokio::{sync::broadcast, time::timeout};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
 use super::{Answer, Deps, Many, while_running};
@@ -15,6 +16,8 @@ use crate::{
     store::Journal,
 };
 
+/// How often the output of a running job is looked at for who follows it.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 /// Bytes in one message of a log.
@@ -72,8 +75,8 @@ impl JobService for Job {
     ) -> Answer<Self::ReadLogsStream> {
         let pb::ReadLogsRequest { job_id, follow } = request.into_inner();
         let (id, _) = self.find(&job_id)?;
-        let growth = if follow { self.0.jobs.follow_output(&id) } else { None };
-        let log = Log { jobs: self.0.jobs.clone(), id, growth, next: [0, 0], turn: 0, idle: 0 };
+        let end = if follow { self.0.jobs.end_of(&id) } else { None };
+        let log = Log { jobs: self.0.jobs.clone(), id, end, next: [0, 0], turn: 0, idle: 0 };
         let all = stream::try_unfold(log, |mut log| async move {
             Ok(log.next().await?.map(|part| (part, log)))
         });
@@ -129,8 +132,8 @@ const STREAMS: [(Stream, pb::Stream); 2] =
 struct Log {
     jobs: Jobs,
     id: JobId,
-    /// Grows with the output of a job that runs; `None` when there is nothing to wait for.
-    growth: Option<watch::Receiver<u64>>,
+    /// Cancelled at the end of a job that runs; `None` when there is nothing to wait for.
+    end: Option<CancellationToken>,
     next: [u64; 2],
     turn: usize,
     /// Streams in a row that had nothing.
@@ -141,10 +144,11 @@ impl Log {
     async fn next(&mut self) -> Result<Option<pb::ReadLogsResponse>, Status> {
         loop {
             if self.idle >= STREAMS.len() {
-                let Some(growth) = &mut self.growth else { return Ok(None) };
-                if growth.changed().await.is_err() {
-                    // The job has ended: what it wrote at the end is read once more.
-                    self.growth = None;
+                let Some(end) = &self.end else { return Ok(None) };
+                // Somebody else writes the output, so it is looked at again, as `tail -f` does.
+                if timeout(LOOK_AGAIN, end.cancelled()).await.is_ok() {
+                    // What it wrote at the end is read once more.
+                    self.end = None;
                 }
                 self.idle = 0;
             }

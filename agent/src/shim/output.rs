@@ -4,23 +4,21 @@
 use std::{
     fs::File,
     io::{self, Write as _},
-    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
 };
 
 use jtnt_proto::{
     bytes::Base64,
     hub::{MAX_INLINE_OUTPUT_BYTES, Output},
 };
-use tokio::{io::AsyncReadExt as _, net::unix::pipe, sync::watch};
 
-use super::capture::{Capture, Seen};
+use super::{
+    capture::{Capture, Seen},
+    order::Kept,
+};
 use crate::runtime::durable;
 
-const CHUNK_BYTES: usize = 64 * 1024;
-/// Less than this is hashed and written at once; more goes to a thread that may block.
-const SMALL_BYTES: usize = 4096;
 const INLINE_TAIL_BYTES: usize = MAX_INLINE_OUTPUT_BYTES / 4;
 const INLINE_HEAD_BYTES: usize = MAX_INLINE_OUTPUT_BYTES - INLINE_TAIL_BYTES;
 
@@ -70,52 +68,42 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    pub(super) fn new(dir: &Path, stream: Stream, limit: u64) -> Arc<Mutex<Self>> {
+    pub(super) fn new(dir: &Path, stream: Stream, limit: u64) -> Self {
         let capture = Capture::of(limit);
-        Arc::new(Mutex::new(Self {
-            dir: dir.to_owned(),
-            stream,
-            file: None,
-            broken: false,
-            capture,
-        }))
+        Self { dir: dir.to_owned(), stream, file: None, broken: false, capture }
     }
 
-    fn take(&mut self, bytes: &[u8]) {
+    pub(super) fn take(&mut self, bytes: &[u8]) {
         let head = self.capture.push(bytes);
         if head.is_empty() || self.broken {
             return;
         }
-        if let Err(error) = append(&mut self.file, &self.dir, self.stream, head) {
-            tracing::warn!(%error, dir = %self.dir.display(), "a job's output is not kept");
-            self.broken = true;
-        }
+        self.broken = append(&mut self.file, &self.dir, self.stream, head).is_err();
     }
 
-    /// Ends the stream: stores the tail and returns what a result says of the whole; nothing of a
-    /// stream nobody wrote to.
-    pub(super) fn finish(sink: &Mutex<Self>) -> (u64, Option<Output>) {
-        let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = std::mem::replace(&mut sink.capture, Capture::of(0)).end();
-        if seen.total == 0 {
-            return (0, None);
+    /// Ends the stream: stores the tail and returns what all of it was; nothing of a stream nobody
+    /// wrote to.
+    pub(super) fn finish(self) -> Option<Kept> {
+        let Seen { total, sha256, tail } = self.capture.end();
+        if total == 0 {
+            return None;
         }
-        if !seen.tail.is_empty() && !sink.broken {
-            let path = sink.dir.join(sink.stream.tail_file());
-            let stored = durable::create(&path, durable::PRIVATE)
-                .and_then(|mut file| file.write_all(&seen.tail));
-            if let Err(error) = stored {
-                tracing::warn!(%error, path = %path.display(), "the end of an output is not kept");
+        if !tail.is_empty() && !self.broken {
+            let path = self.dir.join(self.stream.tail_file());
+            let stored =
+                durable::create(&path, durable::PRIVATE).and_then(|mut file| file.write_all(&tail));
+            if stored.is_err() {
+                // What is there is told by its length.
+                let _half = std::fs::remove_file(&path);
             }
         }
-        let head = sink.file.take().filter(|_| !sink.broken);
-        (seen.total, Some(inline(head.as_ref(), &seen)))
+        Some(Kept { total, sha256 })
     }
 }
 
 fn append(file: &mut Option<File>, dir: &Path, stream: Stream, bytes: &[u8]) -> io::Result<()> {
     if file.is_none() {
-        durable::create_dir(dir, 0o700)?;
+        durable::scratch_dir(dir, 0o700)?;
         let path = dir.join(stream.head_file());
         let options = &mut std::fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(options, durable::PRIVATE);
@@ -124,62 +112,36 @@ fn append(file: &mut Option<File>, dir: &Path, stream: Stream, bytes: &[u8]) -> 
     file.as_mut().map_or(Ok(()), |file| file.write_all(bytes))
 }
 
-/// Reads a pipe to its end.
-pub(super) async fn pump(
-    pipe: OwnedFd,
-    sink: Arc<Mutex<Sink>>,
-    grown: watch::Sender<u64>,
-) -> io::Result<()> {
-    let mut pipe = pipe::Receiver::from_owned_fd(pipe)?;
-    let mut chunk = vec![0; SMALL_BYTES];
-    loop {
-        let n = pipe.read(&mut chunk).await?;
-        if n == 0 {
-            return Ok(());
-        }
-        if n <= SMALL_BYTES {
-            let bytes = chunk.get(..n).unwrap_or_default();
-            sink.lock().unwrap_or_else(PoisonError::into_inner).take(bytes);
-        } else {
-            let sink = Arc::clone(&sink);
-            let taken = tokio::task::spawn_blocking(move || {
-                let bytes = chunk.get(..n).unwrap_or_default();
-                sink.lock().unwrap_or_else(PoisonError::into_inner).take(bytes);
-                chunk
-            });
-            chunk = taken.await.map_err(io::Error::other)?;
-        }
-        // A stream that fills the small buffer is worth a large one.
-        if n == chunk.len() && n < CHUNK_BYTES {
-            chunk.resize(CHUNK_BYTES, 0);
-        }
-        grown.send_modify(|count| *count += 1);
+/// What a result carries of a stream: all of it when it fits, else the first and the last bytes.
+#[must_use]
+pub fn output(dir: &Path, stream: Stream, kept: Kept) -> Output {
+    let file = |name| open(&dir.join(name)).ok().flatten();
+    let (head, tail) = (file(stream.head_file()), file(stream.tail_file()));
+    let length = |file: Option<&File>| file.and_then(|f| f.metadata().ok()).map_or(0, |m| m.len());
+    let (first, last) = (length(head.as_ref()), length(tail.as_ref()));
+    let whole = first + last == kept.total;
+    let (total_bytes, sha256) = (kept.total, Some(kept.sha256));
+    if whole && kept.total <= MAX_INLINE_OUTPUT_BYTES as u64 {
+        let mut all = read_at(head.as_ref(), 0, MAX_INLINE_OUTPUT_BYTES);
+        all.extend(read_at(tail.as_ref(), 0, MAX_INLINE_OUTPUT_BYTES));
+        return Output { head: Base64(all), tail: None, total_bytes, sha256 };
     }
+    let mut end = end_of(tail.as_ref(), last, INLINE_TAIL_BYTES);
+    if whole {
+        let mut before = end_of(head.as_ref(), first, INLINE_TAIL_BYTES - end.len());
+        before.append(&mut end);
+        end = before;
+    }
+    // Head and tail do not tell the same bytes twice.
+    let before_tail = kept.total.saturating_sub(end.len() as u64);
+    let most = INLINE_HEAD_BYTES.min(usize::try_from(before_tail).unwrap_or(usize::MAX));
+    let head = Base64(read_at(head.as_ref(), 0, most));
+    Output { head, tail: Some(Base64(end)).filter(|t| !t.0.is_empty()), total_bytes, sha256 }
 }
 
-/// What a result carries: all of it when it fits, else the first and the last bytes.
-fn inline(file: Option<&File>, seen: &Seen) -> Output {
-    let kept = file.and_then(|f| f.metadata().ok()).map_or(0, |m| m.len());
-    let whole = kept + seen.tail.len() as u64 == seen.total;
-    let (total_bytes, sha256) = (seen.total, Some(seen.sha256));
-    if whole && seen.total <= MAX_INLINE_OUTPUT_BYTES as u64 {
-        let mut head = read_at(file, 0, MAX_INLINE_OUTPUT_BYTES);
-        head.extend_from_slice(&seen.tail);
-        return Output { head: Base64(head), tail: None, total_bytes, sha256 };
-    }
-    let mut tail = seen.tail.clone();
-    if whole && tail.len() < INLINE_TAIL_BYTES {
-        let missing = INLINE_TAIL_BYTES - tail.len();
-        let mut before = read_at(file, kept.saturating_sub(missing as u64), missing);
-        before.append(&mut tail);
-        tail = before;
-    }
-    tail.drain(..tail.len().saturating_sub(INLINE_TAIL_BYTES));
-    // Head and tail do not tell the same bytes twice.
-    let before_tail = seen.total.saturating_sub(tail.len() as u64);
-    let head = INLINE_HEAD_BYTES.min(usize::try_from(before_tail).unwrap_or(usize::MAX));
-    let head = Base64(read_at(file, 0, head));
-    Output { head, tail: Some(Base64(tail)).filter(|t| !t.0.is_empty()), total_bytes, sha256 }
+/// At most `most` bytes from the end of a file of this length.
+fn end_of(file: Option<&File>, length: u64, most: usize) -> Vec<u8> {
+    read_at(file, length.saturating_sub(most as u64), most)
 }
 
 fn read_at(file: Option<&File>, offset: u64, length: usize) -> Vec<u8> {
@@ -200,7 +162,7 @@ fn read_at(file: Option<&File>, offset: u64, length: usize) -> Vec<u8> {
 ///
 /// # Errors
 /// When they cannot be read; a stream that was never written to is empty.
-pub(super) fn read(
+pub fn read(
     dir: &Path,
     stream: Stream,
     offset: u64,
@@ -231,20 +193,20 @@ fn open(path: &Path) -> io::Result<Option<File>> {
 mod tests {
     use super::*;
 
-    fn sink_of(dir: &Path, limit: u64, chunks: &[&[u8]]) -> (u64, Option<Output>) {
-        let sink = Sink::new(&dir.join("job"), Stream::Stdout, limit);
+    fn sink_of(dir: &Path, limit: u64, chunks: &[&[u8]]) -> Option<Output> {
+        let dir = dir.join("job");
+        let mut sink = Sink::new(&dir, Stream::Stdout, limit);
         for chunk in chunks {
-            sink.lock().unwrap().take(chunk);
+            sink.take(chunk);
         }
-        Sink::finish(&sink)
+        sink.finish().map(|kept| output(&dir, Stream::Stdout, kept))
     }
 
     #[test]
     fn a_short_output_stands_in_the_result_as_a_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let (total, output) = sink_of(dir.path(), 100, &[b"he", b"llo \xff\xfe"]);
-        let output = output.unwrap();
-        assert_eq!((total, &output.head.0[..]), (8, &b"hello \xff\xfe"[..]));
+        let output = sink_of(dir.path(), 100, &[b"he", b"llo \xff\xfe"]).unwrap();
+        assert_eq!((output.total_bytes, &output.head.0[..]), (8, &b"hello \xff\xfe"[..]));
         assert_eq!(output.tail, None);
         assert_eq!(output.sha256, Some(jtnt_proto::bytes::Hash::of(b"hello \xff\xfe")));
     }
@@ -252,9 +214,8 @@ mod tests {
     #[test]
     fn of_a_long_output_beginning_and_end_stay() {
         let dir = tempfile::tempdir().unwrap();
-        let (total, output) = sink_of(dir.path(), 8, &[b"0123456789", b"abcdef"]);
-        let output = output.unwrap();
-        assert_eq!((total, &output.head.0[..]), (16, &b"012345"[..]));
+        let output = sink_of(dir.path(), 8, &[b"0123456789", b"abcdef"]).unwrap();
+        assert_eq!((output.total_bytes, &output.head.0[..]), (16, &b"012345"[..]));
         assert_eq!(output.tail.unwrap().0, b"ef");
         let part = |offset| read(&dir.path().join("job"), Stream::Stdout, offset, 99, Some(16));
         assert_eq!(part(2).unwrap(), Part { offset: 2, data: b"2345".into() });
@@ -267,7 +228,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let all: Vec<u8> =
             (0..MAX_INLINE_OUTPUT_BYTES + 10).map(|n| u8::try_from(n % 251).unwrap()).collect();
-        let output = sink_of(dir.path(), 1 << 20, &[&all]).1.unwrap();
+        let output = sink_of(dir.path(), 1 << 20, &[&all]).unwrap();
         assert_eq!(output.head.0, all[..INLINE_HEAD_BYTES]);
         assert_eq!(output.tail.unwrap().0, all[all.len() - INLINE_TAIL_BYTES..]);
     }
@@ -275,7 +236,7 @@ mod tests {
     #[test]
     fn silence_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(sink_of(dir.path(), 100, &[]), (0, None));
+        assert_eq!(sink_of(dir.path(), 100, &[]), None);
         assert!(!dir.path().join("job").exists());
         assert_eq!(read(dir.path(), Stream::Stderr, 0, 9, None).unwrap(), Part::default());
     }

@@ -1,0 +1,113 @@
+//! The files by which a job is found again.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::order::{Exit, MAX_EXIT_BYTES};
+use crate::runtime::{
+    durable::{self, PRIVATE},
+    lock::{Lock, LockError, holder},
+};
+
+/// One run of one job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    dir: PathBuf,
+    number: u32,
+}
+
+/// What is left of a run that nobody keeps any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// It never began.
+    Nothing,
+    /// It began. Nobody wrote down how it ended.
+    Started,
+    /// It ended so.
+    Exit(Box<Exit>),
+}
+
+impl Attempt {
+    /// Run `number` of the job whose folder this is.
+    #[must_use]
+    pub const fn new(dir: PathBuf, number: u32) -> Self {
+        Self { dir, number }
+    }
+
+    /// The job's folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.dir.join(format!("shim.{}", self.number))
+    }
+
+    fn marker(&self) -> PathBuf {
+        self.dir.join(format!("started.{}", self.number))
+    }
+
+    fn exit_file(&self) -> PathBuf {
+        self.dir.join(format!("exit.{}.json", self.number))
+    }
+
+    /// Makes the folder if need be, and takes the lock.
+    pub(super) fn lock(&self) -> Result<Lock, LockError> {
+        let io = |source| LockError::Io { path: self.dir.clone(), source };
+        durable::scratch_dir(&self.dir, 0o700).map_err(io)?;
+        Lock::take(&self.lock_file(), "jtnt-agent shim")
+    }
+
+    /// Writes down that the program is about to begin.
+    ///
+    /// # Errors
+    /// Also when that was written before: nothing begins twice.
+    pub(super) fn mark(&self) -> io::Result<()> {
+        durable::create(&self.marker(), PRIVATE).map(drop)
+    }
+
+    /// Writes down how it ended; `synced` if the machine may go down before anybody reads it.
+    pub(super) fn leave(&self, exit: &Exit, synced: bool) -> io::Result<()> {
+        let body = serde_json::to_vec(exit)?;
+        let write = if synced { durable::replace } else { durable::put };
+        write(&self.exit_file(), &body, PRIVATE)
+    }
+
+    /// The process that keeps it.
+    ///
+    /// # Errors
+    /// When the lock cannot be looked at.
+    pub(super) fn keeper(&self) -> Result<Option<u32>, LockError> {
+        holder(&self.lock_file())
+    }
+
+    /// What is left. Only of a run that nobody keeps does this say the last word.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn left(&self) -> io::Result<Left> {
+        match durable::read(&self.exit_file(), MAX_EXIT_BYTES) {
+            Ok(body) => return Ok(Left::Exit(Box::new(serde_json::from_slice(&body)?))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(if self.marker().try_exists()? { Left::Started } else { Left::Nothing })
+    }
+
+    /// Removes the files of this run, and the folder if no output is in it.
+    pub fn forget(&self) {
+        for path in [self.exit_file(), self.marker(), self.lock_file()] {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, path = %path.display(), "a file of a job stays");
+                }
+                _ => {}
+            }
+        }
+        // Output of the job keeps it, as it should.
+        let _empty_or_not = std::fs::remove_dir(&self.dir);
+    }
+}

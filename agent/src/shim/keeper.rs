@@ -1,0 +1,257 @@
+//! The shim's side: one thread, one loop, to the end of the job.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    process::ExitCode,
+};
+
+use super::{
+    files::Attempt,
+    launch::{GO, receive},
+    order::{Answer, Cause, Exit, Kept, MAX_ORDER_BYTES, Order, Unstarted, WITH_COPY, WITH_SCRIPT},
+    output::{Sink, Stream},
+};
+use crate::{
+    platform::{
+        process::{self, Launch, Payload},
+        space::Space,
+        supervise::{Signals, Timer, any_of, is_ready},
+    },
+    runtime::{
+        clock::{Clock as _, SystemClock},
+        lock::Lock,
+    },
+};
+
+/// The word on the command line that makes a process a shim.
+pub(super) const WORD: &str = "shim";
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Two pipes of the size that the system allows at most.
+const MOST_ON_THE_WAY: usize = 2 << 20;
+
+/// Runs as a shim if the command line says so.
+#[must_use]
+pub fn as_process(mut args: impl Iterator<Item = OsString>) -> Option<ExitCode> {
+    (args.nth(1)? == WORD).then(keep)
+}
+
+/// Keeps one job, as told on standard input.
+#[must_use]
+pub fn keep() -> ExitCode {
+    // Whatever an agent, or who started that, has left open is none of a job's business.
+    process::close_all();
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _nobody_reads = writeln!(
+                io::stderr(),
+                "error: keep a job: {error}\n  this command is for the agent itself"
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What came with an order.
+struct Things {
+    program: File,
+    copy: Option<File>,
+    script: Option<File>,
+}
+
+fn serve() -> io::Result<()> {
+    let line = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let (order, things) = accept(&line)?;
+    match Keeper::prepare(order, things) {
+        Err(unstarted) => say(&line, &Answer::Failed(unstarted)),
+        Ok(keeper) => {
+            say(&line, &Answer::Ready)?;
+            let mut word = [0];
+            match (&line).read(&mut word) {
+                Ok(1) if word == [GO] => keeper.run(&line),
+                // The agent is gone or thought better of it: nothing has begun.
+                _ => keeper.leave(),
+            }
+        }
+    }
+}
+
+fn say(mut line: &UnixStream, answer: &Answer) -> io::Result<()> {
+    let mut text = serde_json::to_vec(answer)?;
+    text.push(b'\n');
+    line.write_all(&text)
+}
+
+fn accept(line: &UnixStream) -> io::Result<(Order, Things)> {
+    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "no order came");
+    let (with, fds) = receive(line)?;
+    let mut fds = fds.into_iter().map(File::from);
+    let mut next = |there: bool| there.then(|| fds.next().ok_or_else(malformed)).transpose();
+    let order = next(true)?.ok_or_else(malformed)?;
+    let things = Things {
+        program: next(true)?.ok_or_else(malformed)?,
+        copy: next(with & WITH_COPY != 0)?,
+        script: next(with & WITH_SCRIPT != 0)?,
+    };
+    let mut body = Vec::new();
+    order.take(MAX_ORDER_BYTES).read_to_end(&mut body)?;
+    Ok((serde_json::from_slice(&body)?, things))
+}
+
+struct Keeper {
+    order: Order,
+    attempt: Attempt,
+    space: Space,
+    payload: Payload,
+    signals: Signals,
+    /// Held to the end of this process.
+    _lock: Lock,
+}
+
+impl Keeper {
+    fn prepare(order: Order, things: Things) -> Result<Self, Unstarted> {
+        let attempt = Attempt::new(order.dir.clone(), order.attempt);
+        let lock = attempt.lock().map_err(|e| Unstarted::start(e.to_string()))?;
+        let system = |what: &str, e: &io::Error| Unstarted::start(format!("{what}: {e}"));
+        // What is meant for the agent's terminal is not meant for its jobs.
+        rustix::process::setsid().map_err(|e| system("setsid", &e.into()))?;
+        let signals = Signals::new().map_err(|e| system("signals", &e))?;
+        let space = Space::enter().map_err(|e| system("namespace", &e))?;
+        let payload = process::fork(&launch(&order, things, space.is_closed()))?;
+        Ok(Self { order, attempt, space, payload, signals, _lock: lock })
+    }
+
+    /// Ends without having run anything.
+    fn leave(self) -> io::Result<()> {
+        drop(self.payload);
+        self.space.end()
+    }
+
+    fn run(mut self, line: &UnixStream) -> io::Result<()> {
+        let began = SystemClock.uptime();
+        self.attempt.mark()?;
+        let mut streams = Streams::of(&mut self.payload, &self.order)?;
+        let cause = match self.payload.begin() {
+            Err(error) => Cause::Unstarted(error.into()),
+            Ok(()) => self.watch(&mut streams).unwrap_or_else(|e| Cause::Lost(e.to_string())),
+        };
+        let end = self.payload.reap();
+        let duration = SystemClock.uptime().saturating_sub(began);
+        let cause = match self.space.end() {
+            Err(error) if cause == Cause::Ended => Cause::Lost(error.to_string()),
+            _ => cause,
+        };
+        let [stdout, stderr] = streams.finish();
+        let (code, signal, cause) = match end {
+            Ok(exit) => (exit.code, exit.signal, cause),
+            Err(error) => (None, None, Cause::Lost(error.to_string())),
+        };
+        let (timeout, finished_at) = (self.order.timeout, SystemClock.now());
+        let exit = Exit { cause, code, signal, timeout, finished_at, duration, stdout, stderr };
+        // The other end is closed once the agent is gone, and nobody will take this over soon.
+        self.attempt.leave(&exit, is_ready(line.as_fd()))
+    }
+
+    /// Stays with the program until it has ended or must be killed.
+    fn watch(&self, streams: &mut Streams) -> io::Result<Cause> {
+        let mut timer = Timer::after(self.order.timeout)?;
+        let mut cause = Cause::Ended;
+        loop {
+            let asked = cause != Cause::Ended;
+            let signals = (!asked).then(|| self.signals.as_fd());
+            let [out, err] = streams.open();
+            let [ended, due, told, out, err] =
+                any_of([Some(self.payload.end()), Some(timer.as_fd()), signals, out, err])?;
+            streams.take([out, err]);
+            if ended || (due && asked) {
+                return Ok(cause);
+            }
+            if due || told {
+                cause = if due { Cause::Timeout } else { Cause::Terminated };
+                self.payload.terminate();
+                timer = Timer::after(self.order.grace)?;
+            }
+        }
+    }
+}
+
+fn launch(order: &Order, things: Things, closed: bool) -> Launch {
+    let Things { program, copy, script } = things;
+    // The interpreter reads the script by its descriptor, so no folder of the agent's has to be
+    // opened for the job's user.
+    let by_descriptor = script.as_ref().map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()));
+    Launch {
+        program,
+        copy,
+        argv0: order.argv0.clone(),
+        args: by_descriptor.into_iter().chain(order.args.iter().cloned()).collect(),
+        env: order.env.clone(),
+        cwd: order.cwd.clone(),
+        account: order.account.clone(),
+        keep: script,
+        file_bytes: order.file_bytes,
+        // The first process of a namespace takes the others with it.
+        ends_with_parent: !closed,
+    }
+}
+
+/// Both outputs of the program, on their way to their files.
+struct Streams {
+    pipes: [Option<File>; 2],
+    sinks: [Sink; 2],
+    chunk: Vec<u8>,
+}
+
+impl Streams {
+    fn of(payload: &mut Payload, order: &Order) -> io::Result<Self> {
+        let pipes = payload.take_output().ok_or_else(|| io::Error::other("no output"))?;
+        for pipe in &pipes {
+            rustix::io::ioctl_fionbio(pipe, true)?;
+        }
+        let sink = |stream| Sink::new(&order.dir, stream, order.output_bytes);
+        let sinks = [Stream::Stdout, Stream::Stderr].map(sink);
+        let pipes = pipes.map(|pipe| Some(File::from(pipe)));
+        Ok(Self { pipes, sinks, chunk: vec![0; CHUNK_BYTES] })
+    }
+
+    fn open(&self) -> [Option<BorrowedFd<'_>>; 2] {
+        self.pipes.each_ref().map(|pipe| pipe.as_ref().map(File::as_fd))
+    }
+
+    /// Takes what there is, at most a chunk of each.
+    fn take(&mut self, ready: [bool; 2]) {
+        for ((pipe, sink), ready) in self.pipes.iter_mut().zip(&mut self.sinks).zip(ready) {
+            let Some(open) = pipe.as_mut().filter(|_| ready) else { continue };
+            match open.read(&mut self.chunk) {
+                Ok(0) => *pipe = None,
+                Ok(n) => sink.take(self.chunk.get(..n).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => *pipe = None,
+            }
+        }
+    }
+
+    /// What was still on its way when everything had ended; somebody beyond the job may hold the
+    /// other end, so it is not read to its end.
+    fn finish(mut self) -> [Option<Kept>; 2] {
+        for _ in 0..MOST_ON_THE_WAY / CHUNK_BYTES {
+            let ready = any_now(self.open());
+            if ready == [false; 2] {
+                break;
+            }
+            self.take(ready);
+        }
+        self.sinks.map(Sink::finish)
+    }
+}
+
+fn any_now(open: [Option<BorrowedFd<'_>>; 2]) -> [bool; 2] {
+    open.map(|fd| fd.is_some_and(is_ready))
+}

@@ -1,0 +1,164 @@
+//! What an agent and a shim tell each other. Both are the same binary in most cases; an update
+//! leaves shims of the version before it running, so fields are added, never changed.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use jiff::Timestamp;
+use jtnt_proto::bytes::Hash;
+use serde::{Deserialize, Serialize};
+
+use crate::platform::{account::Account, process::LaunchError};
+
+/// The most that an order may measure: a signed job has a bound, and this is well above it.
+pub(super) const MAX_ORDER_BYTES: u64 = 8 << 20;
+/// The most that an exit may measure.
+pub(super) const MAX_EXIT_BYTES: u64 = 64 << 10;
+
+/// A program to run, to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The job, by its name.
+    pub job_id: String,
+    /// Which run of it.
+    pub attempt: u32,
+    /// The job's folder.
+    pub dir: PathBuf,
+    /// The program's path, and the name it is told.
+    pub argv0: String,
+    /// Arguments after the name, and after the script where there is one.
+    pub args: Vec<String>,
+    /// The whole environment.
+    pub env: BTreeMap<String, String>,
+    /// Working directory.
+    pub cwd: String,
+    /// Whom it runs as.
+    pub account: Account,
+    /// The largest file it may write.
+    pub file_bytes: Option<u64>,
+    /// How much of each output stream is kept.
+    pub output_bytes: u64,
+    /// When it is asked to end.
+    pub timeout: Duration,
+    /// How long after that it is killed.
+    pub grace: Duration,
+}
+
+/// What an agent hands over with an order.
+pub(super) const WITH_COPY: u8 = 1;
+pub(super) const WITH_SCRIPT: u8 = 2;
+
+/// The shim's word before the program may begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Answer {
+    /// The program waits for "go".
+    Ready,
+    /// It will not run.
+    Failed(Unstarted),
+}
+
+/// Why a program did not start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Unstarted {
+    /// What kind of failure.
+    pub fault: Fault,
+    /// The same for people.
+    pub message: String,
+}
+
+/// Kinds of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// The job's user does not reach the program.
+    Unreachable,
+    /// Nor the working directory.
+    Cwd,
+    /// The system does not execute it, or there is no process for it.
+    Start,
+}
+
+impl Unstarted {
+    /// The system did not do its part.
+    pub(super) fn start(message: impl Into<String>) -> Self {
+        Self { fault: Fault::Start, message: message.into() }
+    }
+
+    /// Its shim is no more.
+    #[must_use]
+    pub fn gone(error: &std::io::Error) -> Self {
+        Self::start(format!("its shim ended before it began: {error}"))
+    }
+
+    /// The stable reason.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self.fault {
+            Fault::Unreachable => "PROGRAM_UNREACHABLE",
+            Fault::Cwd => "CWD_UNAVAILABLE",
+            Fault::Start => "CANNOT_START",
+        }
+    }
+}
+
+impl From<LaunchError> for Unstarted {
+    fn from(error: LaunchError) -> Self {
+        let fault = match &error {
+            LaunchError::Unreachable { .. } => Fault::Unreachable,
+            LaunchError::Cwd { .. } => Fault::Cwd,
+            LaunchError::Start { .. } => Fault::Start,
+        };
+        Self { fault, message: error.to_string() }
+    }
+}
+
+/// Why a job came to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// By itself.
+    Ended,
+    /// Its time was over.
+    Timeout,
+    /// Its shim was told to.
+    Terminated,
+    /// It did not begin.
+    Unstarted(Unstarted),
+    /// Its shim could no longer look after it, and ended it.
+    Lost(String),
+}
+
+/// How a job ended: the content of `exit.N.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Why.
+    pub cause: Cause,
+    /// Exit code, where the program returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// Signal, where one ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// The time it had.
+    pub timeout: Duration,
+    /// When, by the wall clock.
+    pub finished_at: Timestamp,
+    /// From the "go" on, by a clock that does not jump.
+    pub duration: Duration,
+    /// Standard output, if there was any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<Kept>,
+    /// Standard error, if there was any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<Kept>,
+}
+
+/// All that a stream was, whatever is kept of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Bytes.
+    pub total: u64,
+    /// Their hash.
+    pub sha256: Hash,
+}
