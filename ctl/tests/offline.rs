@@ -8,13 +8,13 @@
 
 use std::{cell::RefCell, fs, io, path::Path, rc::Rc};
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use ed25519_dalek::{Signer as _, SigningKey};
 use jtnt_proto::{
     audit::{Event, Line, ZERO, leaf_hash, prev_text, seal},
     key::PublicKey,
 };
-use jtntctl::{Cli, Exit, Io, Standalone, run};
+use jtntctl::{Channel, Cli, Exit, Failure, Global, Host, Io, Standalone, run};
 
 #[derive(Clone, Default)]
 struct Sink(Rc<RefCell<Vec<u8>>>);
@@ -30,13 +30,17 @@ impl io::Write for Sink {
 }
 
 fn type_in(words: &[&str]) -> (Exit, String) {
+    type_at(&Standalone, words)
+}
+
+fn type_at(host: &impl Host, words: &[&str]) -> (Exit, String) {
     let sink = Sink::default();
     let now = || "2026-01-02T12:00:00Z".parse().unwrap();
     let mut io = Io::new(Box::new(sink.clone()), Box::new(sink.clone()), now);
     let socket = ["jtntctl"];
     let cli = Cli::try_parse_from(socket.iter().chain(words)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let exit = runtime.block_on(run(cli.command, &cli.global, &mut io, &Standalone));
+    let exit = runtime.block_on(run(cli.command, &cli.global, &mut io, host));
     let text = String::from_utf8(sink.0.borrow().clone()).unwrap();
     (exit, text)
 }
@@ -207,4 +211,59 @@ fn completions_and_manual_pages_cover_the_whole_command_line() {
         assert!(dir.path().join(page).exists(), "{page}");
     }
     assert_eq!(type_in(&["man", "/nonexistent"]).0, Exit::Io);
+}
+
+/// A program of another name, such as the agent's own.
+struct Named(&'static str);
+
+impl Host for Named {
+    async fn connect(&self, global: &Global) -> Result<Channel, Failure> {
+        Standalone.connect(global).await
+    }
+
+    fn command_line(&self) -> clap::Command {
+        Cli::command().name(self.0)
+    }
+}
+
+/// What bash offers for the last of `words`, by the script itself.
+fn offered(script: &Path, words: &[&str]) -> Option<Vec<String>> {
+    let line = r#"source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+        by=$(complete -p "$1"); by=${by#*-F }; by=${by%% *}
+        "$by" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}""#;
+    let bash = std::process::Command::new("bash")
+        .args(["--norc", "-c", line])
+        .arg(script)
+        .args(words)
+        .output();
+    let out = match bash {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        out => out.unwrap(),
+    };
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Some(String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn bash_completes_every_word_of_a_program_whose_name_has_a_dash_too() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["jtntctl", "jtnt-agent"] {
+        let (exit, text) = type_at(&Named(name), &["completions", "bash"]);
+        assert_eq!(exit, Exit::Done);
+        let script = dir.path().join(name);
+        write(&script, text.as_bytes());
+        for (words, wanted) in [
+            (&["st"][..], "status"),
+            (&["jobs", "ca"], "cancel"),
+            (&["jobs", "list", "--st"], "--state"),
+            (&["jobs", "list", "--state", "fa"], "failed"),
+            (&["policy", "check-exec", "--run"], "--run-as"),
+            (&["test-connection", "--time"], "--timeout"),
+        ] {
+            let words = [&[name], words].concat();
+            let Some(offered) = offered(&script, &words) else { return };
+            assert!(offered.iter().any(|o| o == wanted), "{words:?}: {offered:?}");
+        }
+    }
 }
