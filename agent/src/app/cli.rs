@@ -43,7 +43,10 @@ pub(super) enum Command {
     Run,
     /// Join a hub: a token and its root of roles become an identity, all or nothing
     Enroll(Box<Enroll>),
-    /// Leave the hub: remove certificate, root and policy; the audit log and its key stay
+    /// Leave the hub: remove certificate, root and policy; the agent must be stopped
+    ///
+    /// The audit log and its key stay. A running agent has the files to itself: end it first with
+    /// jtnt-agent service stop, or where it runs in the foreground.
     Unenroll,
     /// Check or show the configuration
     #[command(subcommand)]
