@@ -160,7 +160,8 @@ pub enum Authz {
     Explain {
         /// User name or numeric id
         user: String,
-        /// Full name such as /jtnt.admin.v1.JobService/CancelJob; JobService/CancelJob does
+        /// As /jtnt.admin.v1.JobService/CancelJob; JobService/CancelJob or Cancel does, where one
+        /// method is meant
         method: String,
     },
 }

@@ -151,19 +151,10 @@ pub(super) async fn log(session: &mut Session<'_>, log: Log) -> Outcome {
 pub(super) async fn authz(session: &mut Session<'_>, authz: Authz) -> Outcome {
     let mut client = client(session)?;
     let Authz::Explain { user, method } = authz;
-    let method = full_name(&method);
     let request = session.ask(pb::ExplainAuthzRequest { user, method });
     let answer = session.call("explain who may do that", client.explain_authz(request)).await?;
     show(session, &view::Authz::from(&answer), |color| view::authz(&answer, color))?;
     Ok(Exit::of(answer.allowed))
-}
-
-/// `JobService/CancelJob` is `/jtnt.admin.v1.JobService/CancelJob`.
-fn full_name(method: &str) -> String {
-    match method.strip_prefix('/').unwrap_or(method) {
-        short if !short.contains('.') => format!("/jtnt.admin.v1.{short}"),
-        full => format!("/{full}"),
-    }
 }
 
 pub(super) async fn reload(session: &mut Session<'_>) -> Outcome {
@@ -172,16 +163,4 @@ pub(super) async fn reload(session: &mut Session<'_>) -> Outcome {
     let answer = session.call("reload the configuration", client.reload(request)).await?;
     show(session, &view::Reload::from(&answer), |color| view::reload(&answer, color))?;
     Ok(Exit::Done)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::full_name;
-
-    #[test]
-    fn methods_may_be_named_in_short() {
-        for name in ["JobService/CancelJob", "/jtnt.admin.v1.JobService/CancelJob"] {
-            assert_eq!(full_name(name), "/jtnt.admin.v1.JobService/CancelJob");
-        }
-    }
 }

@@ -137,9 +137,8 @@ async fn cancel(
     let what = format!("cancel job {id}");
     let request = session.ask(pb::CancelJobRequest { job_id: id.clone() });
     let answer = session.call(&what, client.cancel_job(request)).await.map_err(advise)?;
-    let state = view::state(answer.state());
-    show(session, &view::Cancelled { job_id: &id, state }, |_| {
-        format!("job {}: {}\n", escape::clean(&id), state.unwrap_or("unknown"))
-    })?;
+    let (state, before) = (view::state(answer.state()), view::state(answer.before()));
+    let json = view::Cancelled { job_id: &id, state, before };
+    show(session, &json, |_| view::cancelled(&id, answer))?;
     Ok(Exit::Done)
 }

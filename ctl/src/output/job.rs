@@ -5,6 +5,7 @@ use jtnt_proto::{admin::v1 as pb, bytes::to_base64};
 use serde::Serialize;
 
 use super::{
+    escape::clean,
     json::{seconds, text, time},
     table::{Table, Tone, toned},
     time as human,
@@ -64,6 +65,20 @@ pub(crate) struct Cancelled<'a> {
     pub(crate) job_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) state: Option<&'static str>,
+    /// When the request came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) before: Option<&'static str>,
+}
+
+/// What a request to call a job off has done.
+pub(crate) fn cancelled(id: &str, c: pb::CancelJobResponse) -> String {
+    let done = match (c.before(), c.state()) {
+        (pb::JobState::Queued, pb::JobState::Cancelled) => "it waited, and will not start",
+        (_, pb::JobState::Running) => "it runs, and was told to end",
+        (pb::JobState::Cancelled, pb::JobState::Cancelled) => "it was called off before",
+        (_, state) => self::state(state).unwrap_or("unknown"),
+    };
+    format!("job {}: {done}\n", clean(id))
 }
 
 /// The JSON of one piece of `jobs logs`: `data` where the bytes are text, else `data_base64`.
@@ -220,4 +235,25 @@ pub(crate) fn show(job: &pb::Job, now: Timestamp, color: bool) -> String {
     table.pair("Output", format!("{out} stdout, {err} stderr"));
     table.pair("Hub has it", if view.delivered { "yes" } else { "no" });
     table.render(color)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calling_off_says_what_has_happened() {
+        use pb::JobState::{Cancelled, Queued, Running};
+        for (before, state, said) in [
+            (Queued, Cancelled, "job j: it waited, and will not start\n"),
+            (Running, Running, "job j: it runs, and was told to end\n"),
+            // It was taken to a worker meanwhile.
+            (Queued, Running, "job j: it runs, and was told to end\n"),
+            (Cancelled, Cancelled, "job j: it was called off before\n"),
+            (Running, Cancelled, "job j: cancelled\n"),
+        ] {
+            let answer = pb::CancelJobResponse { state: state.into(), before: before.into() };
+            assert_eq!(cancelled("j", answer), said);
+        }
+    }
 }

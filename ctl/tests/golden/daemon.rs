@@ -234,6 +234,7 @@ impl pb::agent_service_server::AgentService for Fake {
             user_role: "read".into(),
             needed_role: "operate".into(),
             why: format!("{user} is in a reader group; {method} needs more"),
+            method: "/jtnt.admin.v1.JobService/CancelJob".into(),
         })
         .await
     }
@@ -486,7 +487,11 @@ impl pb::job_service_server::JobService for Fake {
     }
 
     async fn cancel_job(&self, _: Request<pb::CancelJobRequest>) -> Answer<pb::CancelJobResponse> {
-        self.one(pb::CancelJobResponse { state: pb::JobState::Cancelled.into() }).await
+        self.one(pb::CancelJobResponse {
+            state: pb::JobState::Cancelled.into(),
+            before: pb::JobState::Queued.into(),
+        })
+        .await
     }
 
     async fn watch_jobs(&self, _: Request<pb::WatchJobsRequest>) -> Answer<Self::WatchJobsStream> {
