@@ -8,9 +8,12 @@ use clap::{
 use jtnt_proto::bytes::Hash;
 use jtntctl::Global;
 
+/// The name of this program.
+pub(super) const PROGRAM: &str = "jtnt-agent";
+
 /// The JTNT endpoint agent
 #[derive(Debug, Clone, Parser)]
-#[command(name = "jtnt-agent", version, propagate_version = false, max_term_width = 100)]
+#[command(name = PROGRAM, version, propagate_version = false, max_term_width = 100)]
 #[command(after_help = jtntctl::EXIT_CODES)]
 pub(super) struct Cli {
     #[command(flatten)]
