@@ -54,6 +54,11 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
+/// `1 result`, `2 results`.
+pub(crate) fn count(n: u64, one: &str) -> String {
+    format!("{n} {one}{}", if n == 1 { "" } else { "s" })
+}
+
 /// `1.5 MiB`.
 pub(crate) fn bytes(n: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -116,6 +121,7 @@ mod tests {
             ("0 B".into(), "1023 B".into(), "1.5 KiB".into())
         );
         assert_eq!(bytes(u64::MAX), "16.0 EiB");
+        assert_eq!((count(1, "job"), count(0, "job")), ("1 job".into(), "0 jobs".into()));
         assert_eq!(
             (duration(0.2344), duration(1.5), duration(7200.0)),
             ("234 ms".into(), "1.5 s".into(), "2 h".into())
