@@ -1,7 +1,7 @@
 //! Jobs.
 
 use jiff::Timestamp;
-use jtnt_proto::{admin::v1 as pb, bytes::to_base64};
+use jtnt_proto::{admin::v1 as pb, bytes::to_base64, hub::MAX_INLINE_OUTPUT_BYTES};
 use serde::Serialize;
 
 use super::{
@@ -233,6 +233,12 @@ pub(crate) fn show(job: &pb::Job, now: Timestamp, color: bool) -> String {
     table.pair_if("Enforcement", view.enforcement.unwrap_or_default());
     let (out, err) = (human::bytes(view.stdout_bytes), human::bytes(view.stderr_bytes));
     table.pair("Output", format!("{out} stdout, {err} stderr"));
+    // Only where it is cut: most output is not, and its reader need not think of it.
+    if view.stdout_bytes.max(view.stderr_bytes) > MAX_INLINE_OUTPUT_BYTES as u64 {
+        let most = human::bytes(MAX_INLINE_OUTPUT_BYTES as u64);
+        let text = format!("cut at the hub, which gets {most} of a stream: its beginning and end");
+        table.pair("", toned(text, Tone::Warn));
+    }
     table.pair("Hub has it", if view.delivered { "yes" } else { "no" });
     table.render(color)
 }
@@ -240,6 +246,14 @@ pub(crate) fn show(job: &pb::Job, now: Timestamp, color: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn output_that_the_hub_has_not_whole_is_marked() {
+        let job = |stdout_bytes| pb::Job { stdout_bytes, ..pb::Job::default() };
+        let shown = |bytes| show(&job(bytes), Timestamp::UNIX_EPOCH, false);
+        assert!(shown(300_000).contains("cut at the hub, which gets 256.0 KiB of a stream"));
+        assert!(!shown(262_144).contains("cut"));
+    }
 
     #[test]
     fn calling_off_says_what_has_happened() {
