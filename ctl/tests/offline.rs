@@ -198,6 +198,33 @@ fn a_connection_that_is_cut_at_once_is_explained() {
 }
 
 #[test]
+fn what_cannot_be_asked_is_refused_with_what_can() {
+    let refused = |words: &[&str]| {
+        Cli::try_parse_from(["jtntctl"].iter().chain(words)).unwrap_err().to_string()
+    };
+    assert!(refused(&["audit", "list", "--event", "strange"]).contains("policy_violation"));
+    assert!(refused(&["audit", "list", "--limit", "0"]).contains("not in 1.."));
+    assert!(refused(&["status", "--socket", "http://x"]).contains("a path is needed"));
+}
+
+/// A page of metrics, say.
+#[test]
+fn a_server_of_something_else_is_no_agent() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (mut caller, _) = listener.accept().unwrap();
+        io::Write::write_all(&mut caller, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+        // Until the caller has read it and left.
+        io::copy(&mut caller, &mut io::sink()).ok();
+    });
+    let (exit, text) = type_in(&["status", "--socket", &url]);
+    server.join().unwrap();
+    assert_eq!(exit, Exit::Unreachable, "{text}");
+    assert!(text.contains("no JTNT agent") && text.contains("path"), "{text}");
+}
+
+#[test]
 fn completions_and_manual_pages_cover_the_whole_command_line() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let (exit, text) = type_in(&["completions", shell]);
