@@ -168,6 +168,21 @@ fn a_policy_is_linted_and_a_script_needs_its_interpreter() {
     assert!(text.contains("--interpreter"), "{text}");
 }
 
+#[test]
+fn the_examples_of_the_policy_page_are_policies() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.json");
+    let page = include_str!("../../docs/POLICY.md");
+    let examples: Vec<_> =
+        page.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 2);
+    for example in examples {
+        write(&file, example.as_bytes());
+        let (exit, text) = type_in(&["policy", "lint", file.to_str().unwrap()]);
+        assert_eq!(exit, Exit::Done, "{text}\n{example}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_socket_that_nobody_serves_is_told_from_one_that_is_not_there() {
