@@ -236,7 +236,8 @@ pub(crate) fn show(job: &pb::Job, now: Timestamp, color: bool) -> String {
     // Only where it is cut: most output is not, and its reader need not think of it.
     if view.stdout_bytes.max(view.stderr_bytes) > MAX_INLINE_OUTPUT_BYTES as u64 {
         let most = human::bytes(MAX_INLINE_OUTPUT_BYTES as u64);
-        let text = format!("cut at the hub, which gets {most} of a stream: its beginning and end");
+        let text =
+            format!("cut at the hub, which gets at most {most} of a stream: its beginning and end");
         table.pair("", toned(text, Tone::Warn));
     }
     table.pair("Hub has it", if view.delivered { "yes" } else { "no" });
@@ -251,7 +252,9 @@ mod tests {
     fn output_that_the_hub_has_not_whole_is_marked() {
         let job = |stdout_bytes| pb::Job { stdout_bytes, ..pb::Job::default() };
         let shown = |bytes| show(&job(bytes), Timestamp::UNIX_EPOCH, false);
-        assert!(shown(300_000).contains("cut at the hub, which gets 256.0 KiB of a stream"));
+        assert!(
+            shown(300_000).contains("cut at the hub, which gets at most 256.0 KiB of a stream")
+        );
         assert!(!shown(262_144).contains("cut"));
     }
 
