@@ -79,6 +79,32 @@ pub enum Event {
 }
 
 impl Event {
+    /// Every name, as a reader may ask for it.
+    pub const NAMES: [&'static str; 22] = [
+        "genesis",
+        "startup",
+        "shutdown",
+        "enrollment",
+        "job_started",
+        "job_executed",
+        "job_rejected",
+        "policy_changed",
+        "policy_violation",
+        "cert_rotated",
+        "update_applied",
+        "root_changed",
+        "admin_call",
+        "log_read",
+        "refused",
+        "config_changed",
+        "key_rotated",
+        "day_open",
+        "day_close",
+        "recovered",
+        "prune",
+        "degraded",
+    ];
+
     /// The name in the log.
     #[must_use]
     pub fn name(self) -> String {
@@ -250,5 +276,22 @@ impl<'a> SealedLine<'a> {
     #[must_use]
     pub fn leaf_hash(&self) -> Hash {
         leaf_hash(self.raw)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_events_are_all_there() {
+        for name in Event::NAMES {
+            let event: Event = serde_json::from_value(name.into()).unwrap();
+            assert_eq!(event.name(), name);
+        }
+        // Whoever reads an unknown one is told all that there are.
+        let unknown = serde_json::from_value::<Event>("none".into()).unwrap_err().to_string();
+        let known = unknown.split('`').skip(3).step_by(2);
+        assert_eq!(known.collect::<Vec<_>>(), Event::NAMES);
     }
 }

@@ -14,6 +14,9 @@ pub mod job;
 pub mod json;
 pub mod key;
 pub mod policy;
+pub mod policy_env;
+pub mod policy_lint;
+mod policy_read;
 pub mod root;
 pub mod update;
 

@@ -206,8 +206,8 @@ pub enum Access {
     Execute,
 }
 
-/// Which argument vectors a rule is about.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Which argument vectors a rule is about. How it is read, and refused: `policy_read`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum ArgsRule {
     /// `"any"`.
@@ -248,7 +248,7 @@ pub enum AnyArgs {
 }
 
 /// One argument position.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum ArgSlot {
     /// Exactly this text.

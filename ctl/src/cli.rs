@@ -2,7 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
+use jtnt_proto::audit::Event;
 
 use crate::connect::{DEFAULT_SOCKET, Target};
 
@@ -160,7 +161,8 @@ pub enum Authz {
     Explain {
         /// User name or numeric id
         user: String,
-        /// Full name such as /jtnt.admin.v1.JobService/CancelJob; JobService/CancelJob does
+        /// As /jtnt.admin.v1.JobService/CancelJob; JobService/CancelJob or Cancel does, where one
+        /// method is meant
         method: String,
     },
 }
@@ -259,7 +261,7 @@ pub enum Audit {
         #[arg(long, value_name = "T")]
         since: Option<String>,
         /// Only this event
-        #[arg(long, value_name = "E")]
+        #[arg(long, value_name = "E", value_parser = PossibleValuesParser::new(Event::NAMES))]
         event: Option<String>,
         /// Only this job
         #[arg(long, value_name = "ID")]
@@ -267,9 +269,9 @@ pub enum Audit {
         /// Only lines that contain this text
         #[arg(long, value_name = "TEXT")]
         grep: Option<String>,
-        /// At most this many, the newest
-        #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-        limit: u32,
+        /// At most this many, the newest; all when absent
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: Option<u32>,
     },
     /// Show the last lines, then each new one
     Tail {
@@ -279,8 +281,19 @@ pub enum Audit {
     },
     /// Check signatures, chain and sequence; exit 1 when tampered with, 5 when incomplete
     ///
-    /// With --key the files are checked here, without any agent. Without it the agent is asked; then
-    /// a file is a bare name in its audit directory, and no file means all of them.
+    /// No file means all of the agent's, which it checks itself, with its own key. A bare name such
+    /// as audit-2025-12-16.log is a file in its audit directory (audit/ in data_dir), and the agent
+    /// is asked, too.
+    ///
+    /// With --key, or where a file is a path (./audit-2025-12-16.log), the files are checked here,
+    /// and no agent is needed. The key is audit/audit.pub of the agent, best from a copy taken at
+    /// enrolment: whoever can change the log can change the file beside it. Without --key it is
+    /// taken from the first line of the log, and the answer says so.
+    ///
+    /// Exit 1 is TAMPERED: a line was changed, removed, put in or put elsewhere. Exit 5 is
+    /// INCOMPLETE: nothing is known to be wrong, and something that is needed is not there, such as
+    /// the key, or the end of a line that a crash cut off. Whether the newest lines were cut off
+    /// as a whole, no file can tell; that is said and is no fault.
     Verify {
         /// Log files
         #[arg(value_name = "FILE")]
@@ -312,6 +325,11 @@ pub enum Jobs {
         id: String,
     },
     /// Print what a job wrote, its streams to ours
+    ///
+    /// The agent keeps as much of each stream as the policy's or the job's limits.output_bytes says
+    /// (1 MiB without one), of more its beginning and its end; what was cut, and output that was
+    /// cleaned, is told on standard error. The hub gets at most 256 KiB of each stream: the first
+    /// 192 and the last 64.
     Logs {
         /// The job
         id: String,

@@ -46,8 +46,10 @@ impl Target {
         }
         match text.split_once("://") {
             None if !text.is_empty() => Ok(Self::Socket(text.into())),
-            Some(("http", _)) => Ok(Self::Url(text.to_owned())),
-            _ => Err("expected a path, unix:PATH or http://HOST:PORT".to_owned()),
+            Some(("http", place)) if is_place(place) => Ok(Self::Url(text.to_owned())),
+            _ => Err(format!(
+                "a path is needed, such as {DEFAULT_SOCKET}; or http://HOST:PORT of a forwarded one"
+            )),
         }
     }
 
@@ -70,6 +72,14 @@ impl Target {
             }
         }
     }
+}
+
+/// Whether it is `HOST:PORT`, perhaps with a slash.
+fn is_place(text: &str) -> bool {
+    let place = text.strip_suffix('/').unwrap_or(text);
+    place.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
 }
 
 /// A channel over a stream that is connected already; `name` is what messages call its other end.
@@ -171,7 +181,9 @@ mod tests {
         assert_eq!(Target::parse("unix:///a"), socket("/a"));
         let url = "http://127.0.0.1:1";
         assert_eq!(Target::parse(url), Ok(Target::Url(url.into())));
-        for bad in ["", "https://x:1", "ftp://x"] {
+        for bad in
+            ["", "https://x:1", "ftp://x", "http://", "http:///run/a.sock", "http://x", "http://:1"]
+        {
             assert!(Target::parse(bad).is_err(), "{bad}");
         }
     }

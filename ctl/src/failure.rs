@@ -5,7 +5,10 @@ use std::{error::Error, io};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::{Exit, output::escape::clean};
+use crate::{
+    Exit,
+    output::escape::{clean, clean_json},
+};
 
 /// For whom no group of the configuration is of use.
 const NOT_MAPPED: &str =
@@ -64,6 +67,11 @@ impl Failure {
     pub(crate) fn rpc(what: impl Into<String>, status: &Status) -> Self {
         // A status that the daemon sent has no source.
         if let Some(lost) = status.source().filter(|e| e.is::<tonic::transport::Error>()) {
+            if cause(lost).contains("frame with invalid size") {
+                let why = "what answers there is no JTNT agent; it does not speak HTTP/2";
+                return Self::new(Exit::Unreachable, what, why)
+                    .advise("the path of the agent's admin socket is needed: --socket PATH");
+            }
             return Self::cut(what, lost);
         }
         let info = status.get_details_error_info().filter(|info| info.domain == "jtnt");
@@ -80,6 +88,36 @@ impl Failure {
         Self { what: what.into(), why, advice: advice.map(str::to_owned), reason, exit }
     }
 
+    /// For stderr, as the caller reads; `program` is the name under which it was called.
+    #[must_use]
+    pub fn told(&self, json: bool, program: &str) -> String {
+        let failure = Self {
+            why: in_name_of(program, &self.why),
+            advice: self.advice.as_deref().map(|advice| in_name_of(program, advice)),
+            ..self.clone()
+        };
+        if json { failure.json() } else { failure.text() }
+    }
+
+    /// `{"error": {...}}` on a line; without a reason of its own, that of the exit code.
+    fn json(&self) -> String {
+        let reason = self.reason.as_deref().unwrap_or(match self.exit {
+            Exit::Done => "DONE",
+            Exit::No => "NO",
+            Exit::Usage => "USAGE",
+            Exit::Unreachable => "UNREACHABLE",
+            Exit::Denied => "DENIED",
+            Exit::Incomplete => "INCOMPLETE",
+            Exit::Io => "IO",
+        });
+        let message = format!("cannot {}: {}", self.what, self.why);
+        let mut error = serde_json::json!({ "reason": reason, "message": message });
+        if let (Some(fields), Some(advice)) = (error.as_object_mut(), &self.advice) {
+            fields.insert("advice".to_owned(), advice.as_str().into());
+        }
+        format!("{}\n", clean_json(serde_json::json!({ "error": error }).to_string()))
+    }
+
     /// One to three lines for stderr.
     #[must_use]
     pub fn text(&self) -> String {
@@ -93,6 +131,12 @@ impl Failure {
         }
         text
     }
+}
+
+/// Messages call the program jtntctl; its reader may have typed another name, under which the same
+/// command works, and perhaps it alone finds the socket.
+pub(crate) fn in_name_of(program: &str, text: &str) -> String {
+    text.replace("jtntctl ", &format!("{program} "))
 }
 
 /// tonic's own text is "transport error"; what happened stands at the end of the chain.
@@ -144,5 +188,26 @@ fn meaning(code: Code) -> (Exit, Option<&'static str>) {
         Code::Unknown | Code::Internal | Code::DataLoss => {
             (Exit::Io, Some("look at the agent's log: journalctl -u jtnt-agent, or where it runs"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_as_its_reader_reads() {
+        let failure = Failure::new(Exit::No, "show job \u{202e}", "no such job")
+            .advise("`jtntctl jobs list` shows the jobs this agent knows");
+        assert_eq!(
+            failure.told(false, "jtnt-agent"),
+            "error: cannot show job \\u{202e}: no such job\n next: `jtnt-agent jobs list` shows the \
+             jobs this agent knows\n"
+        );
+        let json: serde_json::Value = serde_json::from_str(&failure.told(true, "x")).unwrap();
+        let error = &json["error"];
+        assert_eq!(error["reason"], "NO");
+        assert_eq!(error["message"], "cannot show job \u{202e}: no such job");
+        assert_eq!(error["advice"], "`x jobs list` shows the jobs this agent knows");
     }
 }

@@ -19,6 +19,11 @@ pub trait Host {
     /// When there is none to be had.
     fn connect(&self, global: &Global) -> impl Future<Output = Result<Channel, Failure>>;
 
+    /// The name under which the commands are typed.
+    fn program(&self) -> &'static str {
+        "jtntctl"
+    }
+
     /// The whole command line, for completions and manual pages.
     fn command_line(&self) -> clap::Command;
 }
@@ -63,6 +68,7 @@ pub(crate) type Outcome<T = Exit> = Result<T, Stop>;
 pub(crate) struct Session<'a> {
     pub(crate) io: &'a mut Io,
     pub(crate) json: bool,
+    pub(crate) program: &'static str,
     timeout: Duration,
     link: Result<Channel, Failure>,
 }
@@ -130,19 +136,20 @@ pub async fn run(command: Command, global: &Global, io: &mut Io, host: &impl Hos
     };
     let json = global.output == Output::Json;
     let timeout = global.patience();
-    let mut session = Session { io, json, timeout, link };
+    let program = host.program();
+    let mut session = Session { io, json, program, timeout, link };
     let command_line = || host.command_line();
     let outcome = Box::pin(commands::dispatch(command, &mut session, command_line)).await;
     match outcome {
         Ok(exit) => exit,
-        Err(Stop::Failed(failure)) => match io.complain(failure.text().as_bytes()) {
+        Err(Stop::Failed(failure)) => match io.complain(failure.told(json, program).as_bytes()) {
             Ok(()) | Err(_) => failure.exit,
         },
         // Whoever read us has seen enough.
         Err(Stop::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
         Err(Stop::Output(error)) => {
             let failure = Failure::new(Exit::Io, "write the output", error.to_string());
-            match io.complain(failure.text().as_bytes()) {
+            match io.complain(failure.told(json, program).as_bytes()) {
                 Ok(()) | Err(_) => failure.exit,
             }
         }

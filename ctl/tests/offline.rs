@@ -8,13 +8,13 @@
 
 use std::{cell::RefCell, fs, io, path::Path, rc::Rc};
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use ed25519_dalek::{Signer as _, SigningKey};
 use jtnt_proto::{
     audit::{Event, Line, ZERO, leaf_hash, prev_text, seal},
     key::PublicKey,
 };
-use jtntctl::{Cli, Exit, Io, Standalone, run};
+use jtntctl::{Channel, Cli, Exit, Failure, Global, Host, Io, Standalone, run};
 
 #[derive(Clone, Default)]
 struct Sink(Rc<RefCell<Vec<u8>>>);
@@ -30,13 +30,17 @@ impl io::Write for Sink {
 }
 
 fn type_in(words: &[&str]) -> (Exit, String) {
+    type_at(&Standalone, words)
+}
+
+fn type_at(host: &impl Host, words: &[&str]) -> (Exit, String) {
     let sink = Sink::default();
     let now = || "2026-01-02T12:00:00Z".parse().unwrap();
     let mut io = Io::new(Box::new(sink.clone()), Box::new(sink.clone()), now);
     let socket = ["jtntctl"];
     let cli = Cli::try_parse_from(socket.iter().chain(words)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let exit = runtime.block_on(run(cli.command, &cli.global, &mut io, &Standalone));
+    let exit = runtime.block_on(run(cli.command, &cli.global, &mut io, host));
     let text = String::from_utf8(sink.0.borrow().clone()).unwrap();
     (exit, text)
 }
@@ -164,6 +168,21 @@ fn a_policy_is_linted_and_a_script_needs_its_interpreter() {
     assert!(text.contains("--interpreter"), "{text}");
 }
 
+#[test]
+fn the_examples_of_the_policy_page_are_policies() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.json");
+    let page = include_str!("../../docs/POLICY.md");
+    let examples: Vec<_> =
+        page.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 2);
+    for example in examples {
+        write(&file, example.as_bytes());
+        let (exit, text) = type_in(&["policy", "lint", file.to_str().unwrap()]);
+        assert_eq!(exit, Exit::Done, "{text}\n{example}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_socket_that_nobody_serves_is_told_from_one_that_is_not_there() {
@@ -194,6 +213,33 @@ fn a_connection_that_is_cut_at_once_is_explained() {
 }
 
 #[test]
+fn what_cannot_be_asked_is_refused_with_what_can() {
+    let refused = |words: &[&str]| {
+        Cli::try_parse_from(["jtntctl"].iter().chain(words)).unwrap_err().to_string()
+    };
+    assert!(refused(&["audit", "list", "--event", "strange"]).contains("policy_violation"));
+    assert!(refused(&["audit", "list", "--limit", "0"]).contains("not in 1.."));
+    assert!(refused(&["status", "--socket", "http://x"]).contains("a path is needed"));
+}
+
+/// A page of metrics, say.
+#[test]
+fn a_server_of_something_else_is_no_agent() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (mut caller, _) = listener.accept().unwrap();
+        io::Write::write_all(&mut caller, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+        // Until the caller has read it and left.
+        io::copy(&mut caller, &mut io::sink()).ok();
+    });
+    let (exit, text) = type_in(&["status", "--socket", &url]);
+    server.join().unwrap();
+    assert_eq!(exit, Exit::Unreachable, "{text}");
+    assert!(text.contains("no JTNT agent") && text.contains("path"), "{text}");
+}
+
+#[test]
 fn completions_and_manual_pages_cover_the_whole_command_line() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let (exit, text) = type_in(&["completions", shell]);
@@ -207,4 +253,59 @@ fn completions_and_manual_pages_cover_the_whole_command_line() {
         assert!(dir.path().join(page).exists(), "{page}");
     }
     assert_eq!(type_in(&["man", "/nonexistent"]).0, Exit::Io);
+}
+
+/// A program of another name, such as the agent's own.
+struct Named(&'static str);
+
+impl Host for Named {
+    async fn connect(&self, global: &Global) -> Result<Channel, Failure> {
+        Standalone.connect(global).await
+    }
+
+    fn command_line(&self) -> clap::Command {
+        Cli::command().name(self.0)
+    }
+}
+
+/// What bash offers for the last of `words`, by the script itself.
+fn offered(script: &Path, words: &[&str]) -> Option<Vec<String>> {
+    let line = r#"source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+        by=$(complete -p "$1"); by=${by#*-F }; by=${by%% *}
+        "$by" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}""#;
+    let bash = std::process::Command::new("bash")
+        .args(["--norc", "-c", line])
+        .arg(script)
+        .args(words)
+        .output();
+    let out = match bash {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        out => out.unwrap(),
+    };
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Some(String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn bash_completes_every_word_of_a_program_whose_name_has_a_dash_too() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["jtntctl", "jtnt-agent"] {
+        let (exit, text) = type_at(&Named(name), &["completions", "bash"]);
+        assert_eq!(exit, Exit::Done);
+        let script = dir.path().join(name);
+        write(&script, text.as_bytes());
+        for (words, wanted) in [
+            (&["st"][..], "status"),
+            (&["jobs", "ca"], "cancel"),
+            (&["jobs", "list", "--st"], "--state"),
+            (&["jobs", "list", "--state", "fa"], "failed"),
+            (&["policy", "check-exec", "--run"], "--run-as"),
+            (&["test-connection", "--time"], "--timeout"),
+        ] {
+            let words = [&[name], words].concat();
+            let Some(offered) = offered(&script, &words) else { return };
+            assert!(offered.iter().any(|o| o == wanted), "{words:?}: {offered:?}");
+        }
+    }
 }

@@ -91,13 +91,22 @@ impl Authz {
         because(Role::None, "it is in none of reader_groups, operator_groups, admin_groups")
     }
 
-    /// What a user of the database may do, by name or number; `None` when there is no such user,
-    /// or its groups cannot be known.
+    /// What a user may do, by name or number; `None` for a name that the database does not know, or
+    /// when its groups cannot be known. A number may call without standing there.
     #[must_use]
     pub fn standing_of(&self, user: &str) -> Option<Standing> {
         let uid = users::uid_of(user)?;
-        let groups = users::groups_of(uid)?;
-        Some(self.standing(&Peer { uid, pid: None, groups }))
+        let by_number = user.parse::<u32>().is_ok();
+        let (groups, unknown) = match users::groups_of(uid) {
+            Some(groups) => (groups, false),
+            None if by_number => (Vec::new(), true),
+            None => return None,
+        };
+        let mut standing = self.standing(&Peer { uid, pid: None, groups });
+        if unknown {
+            standing.why.push_str("; the user database does not tell its groups");
+        }
+        Some(standing)
     }
 }
 
@@ -152,6 +161,10 @@ mod tests {
         let authz = Authz::resolve(&names, 7);
         assert_eq!(authz.reader_gids, [0].into());
         assert!(authz.standing_of("no-such-user-here").is_none());
+        let number = authz.standing_of("4000000000").unwrap();
+        assert_eq!(number.role, Role::None);
+        assert!(number.why.contains("does not tell its groups"), "{}", number.why);
+        assert_eq!(authz.standing_of("7").unwrap().role, Role::Admin);
         assert_eq!(authz.standing_of("root").unwrap().role, Role::Admin);
     }
 }

@@ -128,6 +128,33 @@ pub(super) fn find(path: &str) -> Option<&'static Method> {
     METHODS.iter().find(|method| method.path == path)
 }
 
+/// The method that somebody means by `/jtnt.admin.v1.JobService/CancelJob`, `JobService/CancelJob`,
+/// `JobService/Cancel` or `Cancel`.
+///
+/// # Errors
+/// The paths it may mean: none, or several.
+pub(super) fn meant(name: &str) -> Result<&'static Method, Vec<&'static str>> {
+    let asked = name.trim_start_matches('/');
+    let (service, method) = asked.rsplit_once('/').unwrap_or(("", asked));
+    let of_service = |path: &'static str| {
+        let (theirs, rest) = path.trim_start_matches('/').rsplit_once('/')?;
+        let short = theirs.rsplit('.').next();
+        (service.is_empty() || service == theirs || Some(service) == short).then_some(rest)
+    };
+    let fitting = |fits: &dyn Fn(&str) -> bool| -> Vec<&'static Method> {
+        METHODS.iter().filter(|m| of_service(m.path).is_some_and(fits)).collect()
+    };
+    // A whole name first: it may begin another one, as `Check` does.
+    let mut found = fitting(&|theirs| theirs == method);
+    if found.is_empty() && !method.is_empty() {
+        found = fitting(&|theirs| theirs.starts_with(method));
+    }
+    match found.as_slice() {
+        [only] => Ok(only),
+        several => Err(several.iter().map(|m| m.path).collect()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +181,25 @@ mod tests {
     fn a_method_that_is_not_listed_is_not_found() {
         assert!(find("/jtnt.admin.v1.AgentService/Nothing").is_none());
         assert!(find("").is_none());
+    }
+
+    #[test]
+    fn a_method_may_be_named_in_short_where_one_is_meant() {
+        let cancel = "/jtnt.admin.v1.JobService/CancelJob";
+        for short in [
+            cancel,
+            "jtnt.admin.v1.JobService/CancelJob",
+            "JobService/CancelJob",
+            "JobService/Cancel",
+            "Cancel",
+        ] {
+            assert_eq!(meant(short).unwrap().path, cancel, "{short}");
+        }
+        assert_eq!(meant("Check").unwrap().path, "/grpc.health.v1.Health/Check");
+        assert_eq!(meant("Clean").unwrap_err().len(), 2);
+        for none in ["", "/", "JobService/", "Nothing", "AuditService/CancelJob"] {
+            assert!(meant(none).unwrap_err().is_empty(), "{none}");
+        }
     }
 
     #[test]

@@ -8,9 +8,12 @@ use clap::{
 use jtnt_proto::bytes::Hash;
 use jtntctl::Global;
 
+/// The name of this program.
+pub(super) const PROGRAM: &str = "jtnt-agent";
+
 /// The JTNT endpoint agent
 #[derive(Debug, Clone, Parser)]
-#[command(name = "jtnt-agent", version, propagate_version = false, max_term_width = 100)]
+#[command(name = PROGRAM, version, propagate_version = false, max_term_width = 100)]
 #[command(after_help = jtntctl::EXIT_CODES)]
 pub(super) struct Cli {
     #[command(flatten)]
@@ -43,7 +46,10 @@ pub(super) enum Command {
     Run,
     /// Join a hub: a token and its root of roles become an identity, all or nothing
     Enroll(Box<Enroll>),
-    /// Leave the hub: remove certificate, root and policy; the audit log and its key stay
+    /// Leave the hub: remove certificate, root and policy; the agent must be stopped
+    ///
+    /// The audit log and its key stay. A running agent has the files to itself: end it first with
+    /// jtnt-agent service stop, or where it runs in the foreground.
     Unenroll,
     /// Check or show the configuration
     #[command(subcommand)]

@@ -9,7 +9,11 @@ use jtntctl::{
     cli::{Audit, Cache, Cert, Jobs, Policy},
 };
 
-use super::{cli::Cli, core::Core, reload::Reloader};
+use super::{
+    cli::{Cli, PROGRAM},
+    core::Core,
+    reload::Reloader,
+};
 use crate::{
     admin::{Admin, Deps},
     config::load_or_default,
@@ -117,6 +121,10 @@ impl Host for AgentHost {
             }
             other => other,
         }
+    }
+
+    fn program(&self) -> &'static str {
+        PROGRAM
     }
 
     fn command_line(&self) -> clap::Command {

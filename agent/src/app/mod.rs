@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use jtntctl::{Exit, Failure, Io};
 
 use self::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, PROGRAM},
     host::AgentHost,
 };
 use crate::{
@@ -56,7 +56,7 @@ async fn dispatch(cli: &mut Cli, environment: Environment, io: &mut Io) -> Exit 
     };
     match done {
         Ok(exit) => exit,
-        Err(failure) => complain(io, &failure),
+        Err(failure) => complain(cli, io, &failure),
     }
 }
 
@@ -70,7 +70,7 @@ async fn client(
     if !cli.socket_was_given {
         match load_as_client(&path) {
             Ok(config) => cli.global.socket = jtntctl::Target::Socket(config.admin_socket),
-            Err(error) => return complain(io, &commands::config::failure(&error)),
+            Err(error) => return complain(cli, io, &commands::config::failure(&error)),
         }
     }
     let host = AgentHost::new(&command, path);
@@ -79,8 +79,9 @@ async fn client(
     exit
 }
 
-fn complain(io: &mut Io, failure: &Failure) -> Exit {
-    match io.complain(failure.text().as_bytes()) {
+fn complain(cli: &Cli, io: &mut Io, failure: &Failure) -> Exit {
+    let json = cli.global.output == jtntctl::cli::Output::Json;
+    match io.complain(failure.told(json, PROGRAM).as_bytes()) {
         Ok(()) | Err(_) => failure.exit,
     }
 }

@@ -77,7 +77,7 @@ pub fn admit(job: &Job, facts: &Facts<'_>) -> Result<(), Refused> {
 pub fn still_valid(job: &Job, facts: &Facts<'_>) -> Result<(), Refused> {
     for_me(&job.agent_id, &job.root_id, facts)?;
     if facts.now >= job.expires_at {
-        let why = format!("expired at {}; it is {}", job.expires_at, facts.now);
+        let why = format!("expired at {}; it is {:.0}", job.expires_at, facts.now);
         return refuse(Reject::Expired, why);
     }
     if job.not_before.duration_since(facts.now) > SKEW {

@@ -78,6 +78,15 @@ impl Breaker {
         }
     }
 
+    /// How long nothing is let through from `now` on; nothing when it is not open.
+    #[must_use]
+    pub fn rest(&self, now: Duration) -> Option<Duration> {
+        match self.phase {
+            Phase::Open { until } => Some(until.saturating_sub(now)),
+            Phase::Closed { .. } | Phase::HalfOpen { .. } => None,
+        }
+    }
+
     /// Asks to send a request.
     ///
     /// # Errors
@@ -152,9 +161,11 @@ mod tests {
     fn it_stays_open_for_a_minute_and_says_how_long() {
         let mut breaker = opened();
         assert_eq!(breaker.admit(at(20)), Err(at(40)));
+        assert_eq!((breaker.rest(at(20)), breaker.rest(at(61))), (Some(at(40)), Some(at(0))));
         assert!(breaker.admit(at(59)).is_err());
         assert!(breaker.admit(at(60)).is_ok());
         assert_eq!(breaker.state(), State::HalfOpen);
+        assert_eq!(breaker.rest(at(60)), None);
     }
 
     #[test]

@@ -24,6 +24,9 @@ use crate::{
 /// together drift apart.
 const JITTER: f64 = 0.1;
 
+/// What is wrong where other requests opened the breaker before a heartbeat failed.
+const SPARED: &str = "nothing is sent while the circuit breaker is open";
+
 /// How the last heartbeats went.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HeartbeatStatus {
@@ -175,9 +178,12 @@ where
         let failures = self.deps.backoff.failures();
         tracing::warn!(failures, wait_ms = wait.as_millis(), "no heartbeat: {error}");
         self.deps.status.send_modify(|status| {
-            // An open breaker is no news: what opened it is.
-            if !matches!(error, HubError::BreakerOpen(_)) || status.last_error.is_none() {
+            // An open breaker is no news: what opened it is. How long it stays open is told by
+            // the next attempt alone; a number written down here would not count down.
+            if !matches!(error, HubError::BreakerOpen(_)) {
                 status.last_error = Some(error.to_string());
+            } else if status.last_error.is_none() {
+                status.last_error = Some(SPARED.to_owned());
             }
             status.next_attempt_at = Some(next);
             status.consecutive_failures = failures;

@@ -113,6 +113,17 @@ async fn the_hub_may_ask_for_more_patience_and_a_refusal_is_not_repeated_at_once
 }
 
 #[tokio::test]
+async fn an_open_breaker_is_told_without_a_number_that_does_not_count_down() {
+    let mut rig = rig(None);
+    let open = || HubError::BreakerOpen(Duration::from_secs(60));
+    rig.heart.beat(|_| async { Err(open()) }).await;
+    assert_eq!(rig.status.borrow().last_error.as_deref(), Some(SPARED));
+    rig.heart.beat(|_| async { Err(refused(503, None)) }).await;
+    rig.heart.beat(|_| async { Err(open()) }).await;
+    assert!(rig.status.borrow().last_error.as_ref().is_some_and(|e| e.contains("503")));
+}
+
+#[tokio::test]
 async fn a_restart_goes_on_waiting_but_not_for_ever() {
     let at = |text: &str| Some(Saved { failures: 4, not_before: text.parse().unwrap() });
     assert_eq!(rig(None).heart.first_wait(), Duration::ZERO);

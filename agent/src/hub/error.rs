@@ -174,7 +174,7 @@ impl Fault {
                 Step::ClientCertificate,
                 "CLIENT_CERT_REFUSED",
                 format!("the hub refuses this agent's client cert: {alert:?}"),
-                "renew it (jtnt-agent cert renew --force) or enrol again",
+                "enrol again: jtnt-agent enroll --force",
             ),
             Tls::AlertReceived(Alert::ProtocolVersion | Alert::HandshakeFailure)
             | Tls::PeerIncompatible(_) => (

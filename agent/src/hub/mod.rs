@@ -109,6 +109,13 @@ impl HubClient {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner).state()
     }
 
+    /// How long the breaker lets nothing through from now on; nothing when it is not open.
+    #[must_use]
+    pub fn breaker_rest(&self) -> Option<Duration> {
+        let now = self.clock.uptime();
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner).rest(now)
+    }
+
     /// Agent's clock minus the hub's `Date`, as of the last answer. For warnings only.
     #[must_use]
     pub fn clock_offset(&self) -> Option<SignedDuration> {

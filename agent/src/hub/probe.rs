@@ -112,7 +112,7 @@ fn judged(answer: Result<(), HubError>) -> (Seen, Seen) {
             (accepted(), Ok("the hub answers; it has no policy yet".to_owned()))
         }
         Err(HubError::Refused { status: 401 | 403, detail, .. }) => {
-            let advice = "renew it (jtnt-agent cert renew --force) or enrol again";
+            let advice = "enrol again: jtnt-agent enroll --force";
             let message = format!("the hub refuses this agent's client cert: {detail}");
             let refused = fault(Step::ClientCertificate, "CLIENT_CERT_REFUSED", message, advice);
             (Err(refused.clone()), Err(refused))

@@ -72,7 +72,8 @@ pub(super) fn may_follow(
         newer(policy, floor)?;
     }
     if new.issued_at.duration_since(now) > SKEW {
-        let message = format!("issued at {}, and here it is {now}; set the clocks", new.issued_at);
+        let message =
+            format!("issued at {}, and here it is {now:.0}; set the clocks", new.issued_at);
         return Err(Refused::new("ISSUED_IN_FUTURE", message));
     }
     if new.expires_at <= now {

@@ -12,6 +12,7 @@ use super::show;
 use crate::{
     Exit, Failure,
     cli::{Authz, Health, Log},
+    failure,
     output::{agent as view, json, status, time},
     run::{Outcome, Session, wait},
 };
@@ -31,12 +32,25 @@ fn nothing(what: &str) -> Failure {
     Failure::new(Exit::Io, what, "the daemon sent an empty answer")
 }
 
+/// The status, what it advises to type under the name that was typed.
+fn status_of(
+    session: &Session<'_>,
+    status: Option<pb::Status>,
+    what: &str,
+) -> Result<pb::Status, Failure> {
+    let mut status = status.ok_or_else(|| nothing(what))?;
+    for advice in &mut status.advice {
+        advice.command = failure::in_name_of(session.program, &advice.command);
+    }
+    Ok(status)
+}
+
 pub(super) async fn status(session: &mut Session<'_>) -> Outcome {
     const WHAT: &str = "show the status";
     let mut client = client(session)?;
     let request = session.ask(pb::GetStatusRequest {});
     let answer = session.call(WHAT, client.get_status(request)).await?;
-    let answer = answer.status.ok_or_else(|| nothing(WHAT))?;
+    let answer = status_of(session, answer.status, WHAT)?;
     let now = now(session, answer.now.as_ref());
     show(session, &status::Status::from(&answer), |color| status::screen(&answer, now, color))?;
     Ok(Exit::Done)
@@ -48,7 +62,7 @@ pub(super) async fn watch(session: &mut Session<'_>) -> Outcome {
     let mut stream = session.call(WHAT, client.watch_status(pb::WatchStatusRequest {})).await?;
     let mut last = String::new();
     while let Some(answer) = wait(WHAT, &mut stream).await? {
-        let answer = answer.status.ok_or_else(|| nothing(WHAT))?;
+        let answer = status_of(session, answer.status, WHAT)?;
         if session.json {
             json::item(session, &status::Status::from(&answer))?;
             continue;
@@ -151,19 +165,10 @@ pub(super) async fn log(session: &mut Session<'_>, log: Log) -> Outcome {
 pub(super) async fn authz(session: &mut Session<'_>, authz: Authz) -> Outcome {
     let mut client = client(session)?;
     let Authz::Explain { user, method } = authz;
-    let method = full_name(&method);
     let request = session.ask(pb::ExplainAuthzRequest { user, method });
     let answer = session.call("explain who may do that", client.explain_authz(request)).await?;
     show(session, &view::Authz::from(&answer), |color| view::authz(&answer, color))?;
     Ok(Exit::of(answer.allowed))
-}
-
-/// `JobService/CancelJob` is `/jtnt.admin.v1.JobService/CancelJob`.
-fn full_name(method: &str) -> String {
-    match method.strip_prefix('/').unwrap_or(method) {
-        short if !short.contains('.') => format!("/jtnt.admin.v1.{short}"),
-        full => format!("/{full}"),
-    }
 }
 
 pub(super) async fn reload(session: &mut Session<'_>) -> Outcome {
@@ -172,16 +177,4 @@ pub(super) async fn reload(session: &mut Session<'_>) -> Outcome {
     let answer = session.call("reload the configuration", client.reload(request)).await?;
     show(session, &view::Reload::from(&answer), |color| view::reload(&answer, color))?;
     Ok(Exit::Done)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::full_name;
-
-    #[test]
-    fn methods_may_be_named_in_short() {
-        for name in ["JobService/CancelJob", "/jtnt.admin.v1.JobService/CancelJob"] {
-            assert_eq!(full_name(name), "/jtnt.admin.v1.JobService/CancelJob");
-        }
-    }
 }

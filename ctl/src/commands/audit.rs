@@ -23,7 +23,7 @@ pub(super) async fn run(session: &mut Session<'_>, command: Audit) -> Outcome {
                 event: event.unwrap_or_default(),
                 job_id: job.unwrap_or_default(),
                 text: grep.unwrap_or_default(),
-                limit,
+                limit: limit.unwrap_or_default(),
             };
             list(session, request).await
         }

@@ -90,8 +90,9 @@ async fn logs(
     advise: impl Fn(Failure) -> Failure,
 ) -> Outcome {
     let what = format!("read the output of job {job_id}");
-    let request = pb::ReadLogsRequest { job_id, follow };
+    let request = pb::ReadLogsRequest { job_id: job_id.clone(), follow };
     let mut stream = session.call(&what, client.read_logs(request)).await.map_err(&advise)?;
+    let mut kept = Kept::default();
     let mut harmless = [escape::Stream::default(), escape::Stream::default()];
     loop {
         let next = if follow {
@@ -100,6 +101,7 @@ async fn logs(
             session.next(&what, &mut stream).await
         };
         let Some(chunk) = next.map_err(&advise)? else { break };
+        kept.add(&chunk);
         if session.json {
             json::item(session, &view::Chunk::from(&chunk))?;
         } else {
@@ -109,7 +111,63 @@ async fn logs(
     let [mut out, mut err] = harmless;
     session.io.print(out.finish().as_bytes())?;
     session.io.complain(err.finish().as_bytes())?;
+    let answer = get(session, client, what, job_id).await.map_err(&advise)?;
+    for (reason, message) in answer.job.iter().flat_map(|job| kept.missing(job)) {
+        note(session, reason, &message)?;
+    }
     Ok(Exit::Done)
+}
+
+/// Said beside an answer, not instead of it.
+fn note(session: &mut Session<'_>, reason: &str, message: &str) -> Outcome<()> {
+    let text = if session.json {
+        format!("{}\n", serde_json::json!({ "note": { "reason": reason, "message": message } }))
+    } else {
+        format!("note: {message}\n")
+    };
+    Ok(session.io.complain(text.as_bytes())?)
+}
+
+/// Bytes of either stream that came.
+#[derive(Default)]
+struct Kept {
+    stdout: u64,
+    stderr: u64,
+}
+
+impl Kept {
+    fn add(&mut self, chunk: &pb::ReadLogsResponse) {
+        let stream = match chunk.stream() {
+            pb::Stream::Stderr => &mut self.stderr,
+            pb::Stream::Stdout | pb::Stream::Unspecified => &mut self.stdout,
+        };
+        *stream += chunk.data.len() as u64;
+    }
+
+    /// What the job wrote and is not here, as reason and message; a job that has not ended is
+    /// still counted.
+    fn missing(&self, job: &pb::Job) -> Vec<(&'static str, String)> {
+        if matches!(job.state(), pb::JobState::Queued | pb::JobState::Running) {
+            return Vec::new();
+        }
+        let wrote = job.stdout_bytes + job.stderr_bytes;
+        if wrote > 0 && self.stdout + self.stderr == 0 {
+            let why = if job.delivered {
+                "were cleaned once the hub had the result"
+            } else {
+                "could not be kept"
+            };
+            return vec![("OUTPUT_GONE", format!("the job wrote {wrote} bytes, which {why}"))];
+        }
+        let streams =
+            [("stdout", self.stdout, job.stdout_bytes), ("stderr", self.stderr, job.stderr_bytes)];
+        let cut = streams.into_iter().filter(|(_, kept, wrote)| kept < wrote);
+        cut.map(|(name, kept, wrote)| {
+            let text = format!("{name}: {kept} of {wrote} bytes kept; the middle was cut");
+            ("OUTPUT_CUT", text)
+        })
+        .collect()
+    }
 }
 
 /// Bytes as they are for a file or a pipe; made harmless for a terminal.
@@ -137,9 +195,38 @@ async fn cancel(
     let what = format!("cancel job {id}");
     let request = session.ask(pb::CancelJobRequest { job_id: id.clone() });
     let answer = session.call(&what, client.cancel_job(request)).await.map_err(advise)?;
-    let state = view::state(answer.state());
-    show(session, &view::Cancelled { job_id: &id, state }, |_| {
-        format!("job {}: {}\n", escape::clean(&id), state.unwrap_or("unknown"))
-    })?;
+    let (state, before) = (view::state(answer.state()), view::state(answer.before()));
+    let json = view::Cancelled { job_id: &id, state, before };
+    show(session, &json, |_| view::cancelled(&id, answer))?;
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(kept: [u64; 2], wrote: [u64; 2], delivered: bool, state: pb::JobState) -> String {
+        let [stdout_bytes, stderr_bytes] = wrote;
+        let job = pb::Job {
+            stdout_bytes,
+            stderr_bytes,
+            delivered,
+            state: state.into(),
+            ..pb::Job::default()
+        };
+        let [stdout, stderr] = kept;
+        let said = Kept { stdout, stderr }.missing(&job);
+        said.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("|")
+    }
+
+    #[test]
+    fn what_a_job_wrote_and_is_not_here_is_told() {
+        let ok = pb::JobState::Ok;
+        assert_eq!(said([3, 0], [3, 0], true, ok), "");
+        assert_eq!(said([0, 0], [0, 0], true, ok), "");
+        assert_eq!(said([3, 1], [9, 1], true, ok), "stdout: 3 of 9 bytes kept; the middle was cut");
+        assert!(said([0, 0], [9, 1], true, ok).contains("wrote 10 bytes, which were cleaned"));
+        assert!(said([0, 0], [9, 1], false, ok).contains("could not be kept"));
+        assert_eq!(said([3, 0], [9, 0], false, pb::JobState::Running), "");
+    }
 }

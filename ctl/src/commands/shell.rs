@@ -16,9 +16,19 @@ pub(crate) fn completions(
 ) -> Outcome {
     let name = cli.get_name().to_owned();
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut cli, name, &mut script);
+    clap_complete::generate(shell, &mut cli, name.clone(), &mut script);
+    if shell == Shell::Bash {
+        script = one_label(&script, &name);
+    }
     session.io.print(&script)?;
     Ok(Exit::Done)
+}
+
+/// The generator spells a dash in the program's name in two ways, and of a script that looks for
+/// one and sets the other nothing but the first word completes.
+fn one_label(script: &[u8], name: &str) -> Vec<u8> {
+    let (set, label) = (name.replace('-', "__"), name.replace('-', "__subcmd__"));
+    String::from_utf8_lossy(script).replace(&label, &set).into_bytes()
 }
 
 pub(crate) fn man(session: &mut Session<'_>, mut cli: clap::Command, dir: &Path) -> Outcome {

@@ -202,6 +202,8 @@ pub(crate) struct Authz<'a> {
     user_role: &'a str,
     needed_role: &'a str,
     why: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
 }
 
 impl<'a> From<&'a pb::ExplainAuthzResponse> for Authz<'a> {
@@ -211,6 +213,7 @@ impl<'a> From<&'a pb::ExplainAuthzResponse> for Authz<'a> {
             user_role: &a.user_role,
             needed_role: &a.needed_role,
             why: &a.why,
+            method: text(&a.method),
         }
     }
 }
@@ -218,6 +221,7 @@ impl<'a> From<&'a pb::ExplainAuthzResponse> for Authz<'a> {
 pub(crate) fn authz(a: &pb::ExplainAuthzResponse, color: bool) -> String {
     let mut table = Table::bare();
     table.pair("answer", toned(if a.allowed { "allowed" } else { "denied" }, Tone::of(a.allowed)));
+    table.pair_if("method", &a.method);
     table.pair("role of the user", a.user_role.as_str());
     table.pair("role needed", a.needed_role.as_str());
     table.pair_if("why", &a.why);

@@ -30,6 +30,12 @@ pub(crate) fn line(raw: &[u8], color: bool) -> String {
     };
     let status = word(&format!("{:<9}", line.status.as_deref().unwrap_or("-")), tone, color);
     let who = line.caller.as_ref().and_then(|c| c.name.clone().or(c.uid.map(|u| u.to_string())));
+    // What was refused or done is in the details: without it a line says only that something was.
+    let detail = |name: &str| {
+        let value = line.details.get(name)?;
+        Some(format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+    };
+    let details = ["action", "reason", "rule", "what"].map(detail);
     let about = [
         line.user.map(|user| format!("user={user}")),
         who.map(|who| format!("caller={who}")),
@@ -37,7 +43,7 @@ pub(crate) fn line(raw: &[u8], color: bool) -> String {
         line.object.map(|object| format!("object={object}")),
         line.command,
     ];
-    let about = about.into_iter().flatten().collect::<Vec<_>>().join("  ");
+    let about = about.into_iter().chain(details).flatten().collect::<Vec<_>>().join("  ");
     let at = human::absolute(line.timestamp);
     let text = format!("{:>7}  {at}  {:<16}", line.seq, clean(&line.event));
     format!("{}\n", format!("{text}  {status}  {}", clean(&about)).trim_end())
@@ -148,8 +154,7 @@ impl Report {
         };
         let (lines, files) = (self.lines, self.files);
         let verdict = word(&self.verdict, tone, color);
-        let s = |n| if n == 1 { "" } else { "s" };
-        let size = format!("{lines} line{} in {files} file{}", s(lines), s(files));
+        let size = format!("{} in {}", human::count(lines, "line"), human::count(files, "file"));
         out.push_str(&format!("{verdict}: {size}{seqs}\n"));
         for unknown in &self.unknown {
             out.push_str(&format!("not known: {}\n", clean(unknown)));

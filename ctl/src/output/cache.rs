@@ -35,12 +35,14 @@ pub(crate) fn cache(c: &pb::GetCacheResponse, now: Timestamp, color: bool) -> St
     let view = Cache::from(c);
     let mut table = Table::bare();
     let (used, max) = (human::bytes(view.pending_bytes), human::bytes(view.max_bytes));
-    table.pair("Waiting", format!("{} results, {used} of {max}", view.pending_results));
+    let waiting = human::count(view.pending_results, "result");
+    table.pair("Waiting", format!("{waiting}, {used} of {max}"));
     if view.oldest_pending_at.is_some() {
         table.pair("Oldest", human::when_or_dash(view.oldest_pending_at, now));
     }
     let kept = human::bytes(view.delivered_bytes);
-    table.pair("Delivered", format!("{} jobs, {kept}, can be cleaned", view.delivered_jobs));
+    let delivered = human::count(view.delivered_jobs, "job");
+    table.pair("Delivered", format!("{delivered}, {kept}, can be cleaned"));
     table.render(color)
 }
 
@@ -63,6 +65,11 @@ impl From<&pb::CleanCacheResponse> for Cleaned {
 }
 
 pub(crate) fn cleaned(c: &pb::CleanCacheResponse) -> String {
-    let (jobs, size, kept) = (c.removed_jobs, human::bytes(c.removed_bytes), c.kept_pending);
-    format!("removed {jobs} delivered jobs, {size}; {kept} results wait for the hub and stay\n")
+    let (jobs, size) =
+        (human::count(c.removed_jobs, "delivered job"), human::bytes(c.removed_bytes));
+    let kept = match c.kept_pending {
+        1 => "1 result waits for the hub and stays".to_owned(),
+        n => format!("{n} results wait for the hub and stay"),
+    };
+    format!("removed the output of {jobs}, {size}; {kept}\n")
 }

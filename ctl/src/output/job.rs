@@ -1,10 +1,11 @@
 //! Jobs.
 
 use jiff::Timestamp;
-use jtnt_proto::{admin::v1 as pb, bytes::to_base64};
+use jtnt_proto::{admin::v1 as pb, bytes::to_base64, hub::MAX_INLINE_OUTPUT_BYTES};
 use serde::Serialize;
 
 use super::{
+    escape::clean,
     json::{seconds, text, time},
     table::{Table, Tone, toned},
     time as human,
@@ -64,6 +65,20 @@ pub(crate) struct Cancelled<'a> {
     pub(crate) job_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) state: Option<&'static str>,
+    /// When the request came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) before: Option<&'static str>,
+}
+
+/// What a request to call a job off has done.
+pub(crate) fn cancelled(id: &str, c: pb::CancelJobResponse) -> String {
+    let done = match (c.before(), c.state()) {
+        (pb::JobState::Queued, pb::JobState::Cancelled) => "it waited, and will not start",
+        (_, pb::JobState::Running) => "it runs, and was told to end",
+        (pb::JobState::Cancelled, pb::JobState::Cancelled) => "it was called off before",
+        (_, state) => self::state(state).unwrap_or("unknown"),
+    };
+    format!("job {}: {done}\n", clean(id))
 }
 
 /// The JSON of one piece of `jobs logs`: `data` where the bytes are text, else `data_base64`.
@@ -218,6 +233,44 @@ pub(crate) fn show(job: &pb::Job, now: Timestamp, color: bool) -> String {
     table.pair_if("Enforcement", view.enforcement.unwrap_or_default());
     let (out, err) = (human::bytes(view.stdout_bytes), human::bytes(view.stderr_bytes));
     table.pair("Output", format!("{out} stdout, {err} stderr"));
+    // Only where it is cut: most output is not, and its reader need not think of it.
+    if view.stdout_bytes.max(view.stderr_bytes) > MAX_INLINE_OUTPUT_BYTES as u64 {
+        let most = human::bytes(MAX_INLINE_OUTPUT_BYTES as u64);
+        let text =
+            format!("cut at the hub, which gets at most {most} of a stream: its beginning and end");
+        table.pair("", toned(text, Tone::Warn));
+    }
     table.pair("Hub has it", if view.delivered { "yes" } else { "no" });
     table.render(color)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_that_the_hub_has_not_whole_is_marked() {
+        let job = |stdout_bytes| pb::Job { stdout_bytes, ..pb::Job::default() };
+        let shown = |bytes| show(&job(bytes), Timestamp::UNIX_EPOCH, false);
+        assert!(
+            shown(300_000).contains("cut at the hub, which gets at most 256.0 KiB of a stream")
+        );
+        assert!(!shown(262_144).contains("cut"));
+    }
+
+    #[test]
+    fn calling_off_says_what_has_happened() {
+        use pb::JobState::{Cancelled, Queued, Running};
+        for (before, state, said) in [
+            (Queued, Cancelled, "job j: it waited, and will not start\n"),
+            (Running, Running, "job j: it runs, and was told to end\n"),
+            // It was taken to a worker meanwhile.
+            (Queued, Running, "job j: it runs, and was told to end\n"),
+            (Cancelled, Cancelled, "job j: it was called off before\n"),
+            (Running, Cancelled, "job j: cancelled\n"),
+        ] {
+            let answer = pb::CancelJobResponse { state: state.into(), before: before.into() };
+            assert_eq!(cancelled("j", answer), said);
+        }
+    }
 }

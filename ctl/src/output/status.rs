@@ -249,7 +249,7 @@ pub(crate) fn screen(s: &pb::Status, now: Timestamp, color: bool) -> String {
     }
     if let Some(a) = &view.audit {
         if a.writable {
-            table.pair("Audit log", format!("{} lines", a.size));
+            table.pair("Audit log", human::count(a.size, "line"));
         } else {
             let why = a.last_error.unwrap_or("no reason known");
             let text = format!("NOT WRITABLE, so no job starts: {why}");

@@ -22,8 +22,16 @@ pub(crate) fn relative(at: Timestamp, now: Timestamp) -> String {
     let seconds = at.as_second() - now.as_second();
     match seconds {
         0 => "now".to_owned(),
-        1.. => format!("in {}", span(seconds.unsigned_abs())),
+        1.. => format!("in {}", until(seconds.unsigned_abs())),
         _ => format!("{} ago", span(seconds.unsigned_abs())),
+    }
+}
+
+/// As [`span`], but whole days to the nearest: what was made for a year has 365 days to go, not 364.
+fn until(seconds: u64) -> String {
+    match seconds {
+        172_800.. => format!("{} d", (seconds + 43_200) / 86_400),
+        less => span(less),
     }
 }
 
@@ -52,6 +60,11 @@ pub(crate) fn duration(seconds: f64) -> String {
             span(whole)
         }
     }
+}
+
+/// `1 result`, `2 results`.
+pub(crate) fn count(n: u64, one: &str) -> String {
+    format!("{n} {one}{}", if n == 1 { "" } else { "s" })
 }
 
 /// `1.5 MiB`.
@@ -105,6 +118,9 @@ mod tests {
         let now = at("2026-01-02T00:00:00Z");
         assert_eq!(when(at("2026-01-01T23:55:00Z"), now), "5 min ago (2026-01-01 23:55:00Z)");
         assert_eq!(relative(at("2026-01-14T00:00:00Z"), now), "in 12 d");
+        assert_eq!(relative(at("2027-01-01T23:59:49Z"), now), "in 365 d");
+        assert_eq!(relative(at("2026-01-12T11:59:59Z"), now), "in 10 d");
+        assert_eq!(relative(at("2025-12-30T00:00:01Z"), now), "2 d ago");
         assert_eq!(relative(now, now), "now");
         assert_eq!(when_or_dash(None, now), "-");
     }
@@ -116,6 +132,7 @@ mod tests {
             ("0 B".into(), "1023 B".into(), "1.5 KiB".into())
         );
         assert_eq!(bytes(u64::MAX), "16.0 EiB");
+        assert_eq!((count(1, "job"), count(0, "job")), ("1 job".into(), "0 jobs".into()));
         assert_eq!(
             (duration(0.2344), duration(1.5), duration(7200.0)),
             ("234 ms".into(), "1.5 s".into(), "2 h".into())

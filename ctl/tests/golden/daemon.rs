@@ -234,6 +234,7 @@ impl pb::agent_service_server::AgentService for Fake {
             user_role: "read".into(),
             needed_role: "operate".into(),
             why: format!("{user} is in a reader group; {method} needs more"),
+            method: "/jtnt.admin.v1.JobService/CancelJob".into(),
         })
         .await
     }
@@ -361,9 +362,10 @@ impl pb::policy_service_server::PolicyService for Fake {
     }
 }
 
-const LINES: [&str; 2] = [
+const LINES: [&str; 3] = [
     r#"{"timestamp":"2026-01-02T11:00:00Z","type":"audit","event":"startup","agent_id":"a","seq":0,"prev":"AA=="}"#,
     r#"{"timestamp":"2026-01-02T11:30:00Z","type":"audit","event":"job_executed","agent_id":"a","job_id":"job-1","command":"/bin/echo \u001b[2J","status":"error","user":"nobody","caller":{"uid":0},"seq":1,"prev":"AA=="}"#,
+    r#"{"timestamp":"2026-01-02T11:40:00Z","type":"audit","event":"policy_violation","agent_id":"a","job_id":"job-2","command":"/usr/bin/rm","status":"denied","details":{"rule":"no-rm","reason":"DENIED"},"seq":2,"prev":"AA=="}"#,
 ];
 
 #[tonic::async_trait]
@@ -486,7 +488,11 @@ impl pb::job_service_server::JobService for Fake {
     }
 
     async fn cancel_job(&self, _: Request<pb::CancelJobRequest>) -> Answer<pb::CancelJobResponse> {
-        self.one(pb::CancelJobResponse { state: pb::JobState::Cancelled.into() }).await
+        self.one(pb::CancelJobResponse {
+            state: pb::JobState::Cancelled.into(),
+            before: pb::JobState::Queued.into(),
+        })
+        .await
     }
 
     async fn watch_jobs(&self, _: Request<pb::WatchJobsRequest>) -> Answer<Self::WatchJobsStream> {

@@ -93,6 +93,7 @@ fn audit() {
         World::Well,
         &[
             "audit list --since 2h --event startup",
+            "audit list --since 2h --event policy_violation",
             "audit list -o json",
             "audit list --since yesterday",
             "audit tail -n 1",
@@ -114,6 +115,7 @@ fn jobs() {
             "jobs show job-1",
             "jobs show job-1 -o json",
             "jobs show none",
+            "jobs show none -o json",
             "jobs logs job-1",
             "jobs logs job-1 --follow -o json",
             "jobs cancel job-1",

@@ -98,7 +98,8 @@ pub(super) struct JobOptions {
     /// The user it runs as
     #[arg(long, value_name = "USER")]
     pub(super) run_as: Option<String>,
-    /// Wait for the end; exit 0 only when it succeeded
+    /// Wait for the end and print the output, of which the hub gets at most 256 KiB of each stream;
+    /// exit 0 only when it succeeded
     #[arg(long)]
     pub(super) wait: bool,
 }

@@ -161,12 +161,12 @@ mod tests {
         let faults = lint::faults(&policy, clock::now()).join("\n");
         for part in [
             "version",
-            "is over",
-            "no plain absolute path",
-            "stands twice",
-            "names sha256",
+            "it expired at",
+            "must be absolute",
+            "rule a: id stands twice",
+            "sha256 or signer",
             "limits.pids is not within 1",
-            "exec rule \"a\": pattern",
+            "rule a: pattern",
         ] {
             assert!(faults.contains(part), "{part} in {faults}");
         }

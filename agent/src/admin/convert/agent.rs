@@ -1,5 +1,8 @@
 //! The agent as a whole: status, health, the connection test.
 
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp, Unit};
 use jtnt_proto::{
     admin::v1::{self as pb, BreakerState},
     policy::{Mode, RequireEnforcement},
@@ -58,6 +61,10 @@ fn hub(overview: &Overview) -> pb::HubStatus {
     let heartbeat = s.heartbeat.borrow().clone();
     let link = s.link.borrow();
     let client = link.as_ref();
+    // A heartbeat that is due earlier is not sent: the breaker holds it back.
+    let now = s.clock.now();
+    let opens = client.and_then(|hub| hub.breaker_rest()).map(|rest| later(now, rest));
+    let next_attempt_at = heartbeat.next_attempt_at.max(opens);
     let breaker = match client.map_or(State::Closed, |hub| hub.breaker()) {
         State::Closed => BreakerState::Closed,
         State::Open => BreakerState::Open,
@@ -68,10 +75,16 @@ fn hub(overview: &Overview) -> pb::HubStatus {
         last_success_at: heartbeat.last_success.map(time),
         last_error: heartbeat.last_error.unwrap_or_default(),
         breaker: breaker.into(),
-        next_attempt_at: heartbeat.next_attempt_at.map(time),
+        next_attempt_at: next_attempt_at.map(time),
         clock_offset: client.and_then(|hub| hub.clock_offset()).map(signed),
         key_exchange: client.and_then(|hub| hub.key_exchange()).unwrap_or_default(),
     }
+}
+
+/// To the second: a watcher is not told of what differs by the time between two looks at a clock.
+fn later(now: Timestamp, wait: Duration) -> Timestamp {
+    let at = SignedDuration::try_from(wait).ok().and_then(|w| now.checked_add(w).ok());
+    at.and_then(|at| at.round(Unit::Second).ok()).unwrap_or(now)
 }
 
 fn policy(overview: &Overview) -> pb::PolicyStatus {

@@ -132,14 +132,20 @@ impl AgentService for Agent {
         request: Request<pb::ExplainAuthzRequest>,
     ) -> Answer<pb::ExplainAuthzResponse> {
         let pb::ExplainAuthzRequest { user, method } = request.into_inner();
-        let found = methods::find(&method).ok_or_else(|| {
-            let why = format!("this agent has no method {method}; `grpcurl ... list` shows all");
+        let found = methods::meant(&method).map_err(|several| {
+            let why = if several.is_empty() {
+                format!("this agent has no method {method}; such as JobService/CancelJob")
+            } else {
+                format!("{method} may be {}", several.join(" or "))
+            };
             error::not_found("UNKNOWN_METHOD", why)
         })?;
         let (authz, name) = (self.0.authz.borrow().clone(), user.clone());
         let standing = blocking(move || authz.standing_of(&name)).await?;
         let standing = standing.ok_or_else(|| {
-            let why = format!("{user:?} is no user of this machine, or its groups are not known");
+            let why = format!(
+                "{user:?} is no user of this machine, or its groups are not known; a number does"
+            );
             error::not_found("UNKNOWN_USER", why)
         })?;
         Ok(Response::new(pb::ExplainAuthzResponse {
@@ -147,6 +153,7 @@ impl AgentService for Agent {
             user_role: standing.role.word().to_owned(),
             needed_role: found.role.word().to_owned(),
             why: standing.why,
+            method: found.path.to_owned(),
         }))
     }
 }

@@ -88,7 +88,8 @@ impl JobService for Job {
         request: Request<pb::CancelJobRequest>,
     ) -> Answer<pb::CancelJobResponse> {
         let caller = caller_of(&request);
-        let (id, _) = self.find(&request.into_inner().job_id)?;
+        let (id, entry) = self.find(&request.into_inner().job_id)?;
+        let before = convert::state(entry.state).into();
         let state = self.0.jobs.cancel(&id, caller).await.map_err(|refused| {
             let (code, reason) = match &refused {
                 CancelError::Unknown(_) => (Code::NotFound, "UNKNOWN_JOB"),
@@ -97,7 +98,7 @@ impl JobService for Job {
             };
             error::status(code, reason, refused.to_string())
         })?;
-        Ok(Response::new(pb::CancelJobResponse { state: convert::state(state).into() }))
+        Ok(Response::new(pb::CancelJobResponse { state: convert::state(state).into(), before }))
     }
 
     async fn watch_jobs(&self, _: Request<pb::WatchJobsRequest>) -> Answer<Self::WatchJobsStream> {

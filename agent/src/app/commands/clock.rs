@@ -41,5 +41,6 @@ pub(in crate::app) async fn run(
     let recorded = audit.append(record).await;
     recorded.map_err(|e| Failure::new(Exit::Io, "record the reset", e.to_string()))?;
     TrustedTime::reset(&journal, clock.as_ref()).await.map_err(store)?;
-    print(io, &format!("Expiry is judged by this machine's clock again: {}\n", clock.now()))
+    let now = clock.now();
+    print(io, &format!("Expiry is judged by this machine's clock again: {now:.0}\n"))
 }

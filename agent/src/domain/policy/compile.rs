@@ -11,12 +11,10 @@ use jtnt_proto::{
     identity::is_id,
     key::KeyId,
     policy::{Access, ArgsRule, Effect, Mode, Policy},
+    policy_lint::MAX_RULES,
 };
 
 use super::{Engine, args::Args, env, index::Index, pattern::Pattern};
-
-/// More rules than this in one document are refused.
-const MAX_RULES: usize = 10_000;
 
 /// Why a document cannot be compiled, with the rule at fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

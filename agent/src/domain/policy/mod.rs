@@ -3,7 +3,6 @@
 //! Nothing is allowed unless a rule says so, and a deny that applies wins over every allow. The
 //! engine sees paths that were already opened and resolved; it never touches a file.
 
-pub mod env;
 pub mod pattern;
 
 mod args;
@@ -22,6 +21,7 @@ use jtnt_proto::{
 };
 
 pub use compile::CompileError;
+pub use jtnt_proto::policy_env as env;
 
 /// A compiled document.
 #[derive(Debug)]

@@ -1,8 +1,7 @@
 //! Paths of rules: literal, or with `*` inside one folder and `**` across folders.
 
-/// The longest path of a rule or of a request, in bytes (`PATH_MAX` without its zero).
-pub const MAX_PATH_BYTES: usize = 4095;
-const MAX_SEGMENTS: usize = 128;
+pub use jtnt_proto::policy_lint::MAX_PATH_BYTES;
+use jtnt_proto::policy_lint::MAX_PATH_PARTS as MAX_SEGMENTS;
 
 /// Why a text is no rule path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
