@@ -92,6 +92,9 @@ async fn jobs(site: &Site) {
     assert_eq!((denied.state.as_str(), status.reason.as_deref()), ("rejected", Some("DENIED")));
     assert!(status.message.unwrap().contains("/usr/bin/touch"));
     assert!(!trace.exists());
+
+    let gone = site.run(exec("/usr/bin/no-such-program", &[])).await;
+    assert_eq!(gone.status.unwrap().reason.as_deref(), Some("PATH_MISSING"));
 }
 
 async fn metrics(agent: &Agent) {
