@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use crate::{
     site::{Site, exec},
-    support::{Ran, binary, is_root, run},
+    support::{Home, Ran, binary, is_root, run},
 };
 
 /// Below the range of jobs, in no user database.
@@ -71,5 +71,41 @@ async fn a_stranger_may_nothing_and_a_reader_may_read() {
     let by = lines.iter().filter(|l| l["event"] == "admin_call").map(|l| &l["caller"]["uid"]);
     let by: Vec<_> = by.filter(|uid| **uid == STRANGER).collect();
     assert_eq!(by.len(), 1, "the cancel that was allowed is audited with its caller: {lines:?}");
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn everybody_learns_the_version_and_whether_the_agent_lives() {
+    if !is_root() {
+        eprintln!("not root: another user was not tried");
+        return;
+    }
+    let home = Home::new().unwrap();
+    let program = home.path().join("jtnt-agent");
+    fs::copy(binary("jtnt-agent").unwrap(), &program).unwrap();
+    fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(home.config(), Permissions::from_mode(0o600)).unwrap();
+    let as_stranger = async |args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.current_dir("/").arg("--config").arg(home.config()).args(args);
+        run(command.uid(STRANGER).gid(STRANGER)).await.unwrap()
+    };
+    let ran = as_stranger(&["version"]).await;
+    assert!(ran.stdout.contains(env!("CARGO_PKG_VERSION")), "{ran:?}");
+    assert!(ran.stderr.contains("default addresses") && ran.stderr.contains("denied"), "{ran:?}");
+    let ran = as_stranger(&["config", "show"]).await.exits(4).unwrap();
+    assert!(ran.stderr.contains("Permission denied"), "{}", ran.stderr);
+
+    // It has no role at the socket, and reads the health endpoint like everybody.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    home.configure(&json!({"health_listen": port.to_string()})).unwrap();
+    fs::set_permissions(home.config(), Permissions::from_mode(0o644)).unwrap();
+    let agent = home.start().await.unwrap();
+    let ran = as_stranger(&["health", "--live"]).await.exits(0).unwrap();
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("live\n", ""));
+    as_stranger(&["health"]).await.exits(4).unwrap();
+    // Nobody has given this user a name, so nothing of its own can lie in a home folder.
+    let ran = as_stranger(&["config", "show"]).await.exits(6).unwrap();
+    assert!(ran.stderr.contains("is not in the user database"), "{}", ran.stderr);
     agent.stop().await.unwrap();
 }

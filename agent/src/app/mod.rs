@@ -8,10 +8,11 @@ mod core;
 mod daemon;
 mod enrolments;
 mod host;
+mod probe;
 mod published;
 mod reload;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use jtntctl::{Exit, Failure, Io};
 
@@ -19,7 +20,7 @@ use self::{
     cli::{Cli, Command},
     host::AgentHost,
 };
-use crate::config::{Environment, load_as_client};
+use crate::config::{Config, Environment, load_as_client};
 
 /// The program.
 #[must_use]
@@ -60,14 +61,31 @@ async fn client(
     path: std::path::PathBuf,
     io: &mut Io,
 ) -> Exit {
+    let mut elsewhere = None;
     if !cli.socket_was_given {
-        match load_as_client(&path) {
-            Ok(config) => cli.global.socket = jtntctl::Target::Socket(config.admin_socket),
+        let (socket, health) = match load_as_client(&path) {
+            Ok(config) => (config.admin_socket, config.health_listen),
+            // These answer everybody, also who may not read the configuration or where it is wrong.
+            Err(error)
+                if matches!(command, jtntctl::Command::Version | jtntctl::Command::Health(_)) =>
+            {
+                let note = format!("note: asking at the default addresses, since {error}\n");
+                let _told = io.complain(note.as_bytes());
+                let defaults = Config::defaults(Path::new("/"));
+                (defaults.admin_socket, defaults.health_listen)
+            }
             Err(error) => return complain(io, &commands::config::failure(&error)),
-        }
+        };
+        cli.global.socket = jtntctl::Target::Socket(socket);
+        elsewhere = Some(health);
     }
     let host = AgentHost::new(&command, path);
-    let exit = jtntctl::run(command, &cli.global, io, &host).await;
+    let exit = match (&command, elsewhere) {
+        (jtntctl::Command::Health(how), Some(health)) if how.live || how.ready => {
+            probe::run(*how, health, (&cli.global, io), &host).await
+        }
+        _ => jtntctl::run(command, &cli.global, io, &host).await,
+    };
     host.end().await;
     exit
 }
