@@ -14,6 +14,17 @@ pub enum HubError {
         /// Why.
         source: io::Error,
     },
+    /// A folder that no hub has made.
+    #[error(
+        "{dir} is no hub's folder: it has no {missing}; `jtnt-hub-mock serve --dir {dir}` makes \
+         one, or name the folder that it made with --dir or JTNT_HUB_DIR"
+    )]
+    NotAHub {
+        /// Which.
+        dir: String,
+        /// What every hub's folder has.
+        missing: &'static str,
+    },
     /// A listener could not be opened.
     #[error("cannot listen on {addr}: {source}; choose another address with --listen or --control")]
     Listen {
@@ -47,6 +58,9 @@ pub enum HubError {
         /// For people.
         detail: String,
     },
+    /// Standard output takes no more.
+    #[error("cannot write the output: {0}")]
+    Output(io::Error),
     /// The control port does not answer.
     #[error("no hub answers on its control port ({0}); is `jtnt-hub-mock serve` running?")]
     Unreachable(String),

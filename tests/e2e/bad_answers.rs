@@ -39,7 +39,10 @@ async fn broken_answers_are_named_and_change_nothing() {
         site.hub.set_fault(Route::Heartbeat, kind, None).unwrap();
         let line = agent.says(mark, "no heartbeat").await.unwrap();
         assert!(line["message"].as_str().unwrap().contains(of_heartbeat), "{kind:?}: {line}");
+        assert_eq!(line["level"], "WARN", "{line}");
         site.hub.clear_faults();
+        let line = agent.says(mark, "the hub is back").await.unwrap();
+        assert_eq!(line["level"], "INFO", "{line}");
         assert_eq!(site.kept(), before, "{kind:?}");
     }
     site.in_force(1).await;

@@ -16,7 +16,7 @@ fn refused(
     ran: &Ran,
     words: &[&str],
 ) {
-    assert!(matches!(ran.code, Some(1 | 2)), "{ran:?}");
+    assert!(matches!(ran.code, Some(1 | 2 | 6)), "{ran:?}");
     for part in words {
         assert!(ran.stderr.contains(part), "no {part:?} in {}", ran.stderr);
     }
@@ -36,8 +36,9 @@ async fn a_hub_that_cannot_prove_itself_gets_no_token() {
     let token = site.token_file(&site.hub.token().await.unwrap());
 
     let ran = site.enrol_with(&token, &other.root_file(), &[]).await;
-    let words = ["signed by an authority this agent does not trust", "HUB_UNTRUSTED"];
+    let words = ["signed by an authority this agent does not trust", "HUB_UNTRUSTED", "sha256sum"];
     refused(&site, &before, &ran, &words);
+    assert!(!ran.stderr.contains("hub_url"), "it was typed as --hub: {}", ran.stderr);
 
     let ca = other.ca_file();
     let more = ["--hub-ca", ca.to_str().unwrap()];
@@ -46,6 +47,14 @@ async fn a_hub_that_cannot_prove_itself_gets_no_token() {
 
     let ran = site.enrol_with(&token, Path::new("/no/such/root.json"), &[]).await;
     refused(&site, &before, &ran, &["/no/such/root.json"]);
+    ran.exits(6).unwrap();
+    let ran = site.enrol_with(Path::new("/no/such/token"), &site.hub.root_file(), &[]).await;
+    refused(&site, &before, &ran, &["/no/such/token"]);
+    ran.exits(6).unwrap();
+    let more = ["--hub-ca", token.to_str().unwrap()];
+    let ran = site.enrol_with(&token, &site.hub.root_file(), &more).await;
+    refused(&site, &before, &ran, &["HUB_CA_UNREADABLE", "PEM"]);
+    ran.exits(2).unwrap();
     assert_eq!(site.hub.requests(&Filter::route(Route::Enroll)).len(), 0);
 }
 

@@ -57,7 +57,7 @@ async fn each_bad_job_is_refused_for_its_own_reason() {
         (Role::Job, json!({"type": "dance"}), "MALFORMED", "dance"),
         (Role::Job, json!({"surprise": 1}), "MALFORMED", "surprise"),
         (Role::Job, command("usr/bin/true"), "MALFORMED", "not an absolute path: usr/bin/true"),
-        (Role::Job, command("/usr/bin/../bin/true"), "DENIED", ".."),
+        (Role::Job, command("/usr/bin/../bin/true"), "PATH_NOT_NORMAL", ".."),
     ] {
         refused(&site, forged(&site, role, &changes), reason, words).await;
     }

@@ -1,12 +1,15 @@
 //! Every command of the operator against a running agent, under both names, with its exit code;
 //! and what is left of them when no agent runs.
 
+use std::{fs::File, process::Stdio};
+
 use jtnt_hub_mock::Hub;
 use serde_json::json;
+use tokio::process::Command;
 
 use crate::{
     site::{SCRIPT, Site, exec},
-    support::put,
+    support::{Home, binary, put},
 };
 
 /// What is typed, how it ends, and what it says on either stream.
@@ -143,5 +146,37 @@ async fn an_agent_that_leaves_its_hub_goes_on_without_one() {
     let status = site.home.asked(&["status"]).await.unwrap();
     assert_eq!(status["enrolled"], json!(false));
     assert_eq!(agent.get("health_listen", "/health").await.unwrap().status, 503);
+    for ran in [site.home.ctl(&["cert", "check"]).await, site.home.agent(&["cert", "check"]).await]
+    {
+        let ran = ran.unwrap().exits(1).unwrap();
+        assert!(ran.stderr.contains("not enrolled; run: jtnt-agent enroll"), "{}", ran.stderr);
+    }
     agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn output_that_nobody_takes_ends_a_command_without_a_panic() {
+    let home = Home::new().unwrap();
+    let commands = || {
+        let mut ctl = Command::new(binary("jtntctl").unwrap());
+        ctl.args(["completions", "bash"]);
+        [ctl, home.agent_command(&["config", "show"]).unwrap()]
+    };
+    for mut command in commands() {
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        let child = command.stdout(write).stderr(Stdio::piped()).kill_on_drop(true).spawn();
+        // The command keeps the end it was given for its child.
+        drop(command);
+        let ended = child.unwrap().wait_with_output().await.unwrap();
+        assert_eq!((ended.status.code(), ended.stderr.as_slice()), (Some(0), &b""[..]));
+    }
+    for mut command in commands() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let child = command.stdout(full).stderr(Stdio::piped()).kill_on_drop(true).spawn();
+        let ended = child.unwrap().wait_with_output().await.unwrap();
+        assert_eq!(ended.status.code(), Some(6));
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert!(said.starts_with("error: cannot write the output: "), "{said}");
+    }
 }

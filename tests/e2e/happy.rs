@@ -92,6 +92,9 @@ async fn jobs(site: &Site) {
     assert_eq!((denied.state.as_str(), status.reason.as_deref()), ("rejected", Some("DENIED")));
     assert!(status.message.unwrap().contains("/usr/bin/touch"));
     assert!(!trace.exists());
+
+    let gone = site.run(exec("/usr/bin/no-such-program", &[])).await;
+    assert_eq!(gone.status.unwrap().reason.as_deref(), Some("PATH_MISSING"));
 }
 
 async fn metrics(agent: &Agent) {
@@ -100,7 +103,7 @@ async fn metrics(agent: &Agent) {
         ("jtnt_agent_jobs_executed_total{status=\"error\",type=\"script\"}", 1.0),
         ("jtnt_agent_jobs_executed_total{status=\"success\",type=\"download\"}", 1.0),
         ("jtnt_agent_jobs_executed_total{status=\"success\",type=\"upload\"}", 1.0),
-        ("jtnt_agent_policy_violations_total{type=\"exec\"}", 1.0),
+        ("jtnt_agent_policy_violations_total{type=\"exec\"}", 2.0),
         ("jtnt_agent_enrollment_attempts_total{status=\"success\"}", 1.0),
         ("jtnt_agent_hub_connection_status{status=\"connected\"}", 1.0),
         ("jtnt_agent_hub_connection_status{status=\"disconnected\"}", 0.0),

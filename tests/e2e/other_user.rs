@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use crate::{
     site::{Site, exec},
-    support::{Ran, binary, is_root, run},
+    support::{Home, Ran, binary, is_root, run},
 };
 
 /// Below the range of jobs, in no user database.
@@ -72,4 +72,32 @@ async fn a_stranger_may_nothing_and_a_reader_may_read() {
     let by: Vec<_> = by.filter(|uid| **uid == STRANGER).collect();
     assert_eq!(by.len(), 1, "the cancel that was allowed is audited with its caller: {lines:?}");
     agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn everybody_learns_the_version_and_why_there_is_no_more() {
+    if !is_root() {
+        eprintln!("not root: another user was not tried");
+        return;
+    }
+    let home = Home::new().unwrap();
+    let program = home.path().join("jtnt-agent");
+    fs::copy(binary("jtnt-agent").unwrap(), &program).unwrap();
+    fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(home.config(), Permissions::from_mode(0o600)).unwrap();
+    let as_stranger = async |args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.current_dir("/").arg("--config").arg(home.config()).args(args);
+        run(command.uid(STRANGER).gid(STRANGER)).await.unwrap()
+    };
+    let ran = as_stranger(&["version"]).await;
+    assert!(ran.stdout.contains(env!("CARGO_PKG_VERSION")), "{ran:?}");
+    assert!(ran.stderr.contains("default address") && ran.stderr.contains("denied"), "{ran:?}");
+    let ran = as_stranger(&["config", "show"]).await.exits(4).unwrap();
+    assert!(ran.stderr.contains("Permission denied"), "{}", ran.stderr);
+
+    fs::set_permissions(home.config(), Permissions::from_mode(0o644)).unwrap();
+    // Nobody has given this user a name, so nothing of its own can lie in a home folder.
+    let ran = as_stranger(&["config", "show"]).await.exits(6).unwrap();
+    assert!(ran.stderr.contains("is not in the user database"), "{}", ran.stderr);
 }

@@ -21,7 +21,7 @@ use crate::{
     jobs::{self, Jobs, Refresh, Work},
     overview::{Overview, Sources, VERSION},
     platform::{host, users},
-    policy::{self, Keeper, Offer, PolicyKeeper, Source},
+    policy::{self, Keeper, NoNewer, Offer, PolicyKeeper, Source},
     runtime::{
         clock::{SharedClock, SystemClock},
         durable,
@@ -299,6 +299,19 @@ fn jobs_deps(
     }
 }
 
+/// Nobody knows whether there is a newer policy; with an open breaker, nobody has asked either.
+fn no_answer(error: &HubError) -> NoNewer {
+    match error {
+        HubError::BreakerOpen(_) => NoNewer::hub(format!(
+            "the hub was not asked: {error}, after which the agent asks again by itself"
+        )),
+        HubError::Unreachable(_)
+        | HubError::Deadline(_)
+        | HubError::Refused { status: 500.., .. } => NoNewer::hub(error.to_string()),
+        HubError::Refused { .. } | HubError::BadAnswer(_) => error.to_string().into(),
+    }
+}
+
 /// The hub, as the policy's keeper sees it.
 fn source(published: &Arc<Published>) -> Source {
     let (policy, root) = (published.link.subscribe(), published.link.subscribe());
@@ -312,7 +325,7 @@ fn source(published: &Arc<Published>) -> Source {
                     Ok(None) => Ok(Offer::Same),
                     Ok(Some((envelope, etag))) => Ok(Offer::Policy(Box::new(envelope), etag)),
                     Err(HubError::Refused { status: 404, .. }) => Ok(Offer::Nothing),
-                    Err(error) => Err(error.to_string()),
+                    Err(error) => Err(no_answer(&error)),
                 }
             })
         }),

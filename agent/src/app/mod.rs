@@ -11,7 +11,7 @@ mod host;
 mod published;
 mod reload;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use jtntctl::{Exit, Failure, Io};
 
@@ -20,7 +20,7 @@ use self::{
     host::AgentHost,
 };
 use crate::{
-    config::{Environment, load_as_client},
+    config::{Config, Environment, load_as_client},
     shim,
 };
 
@@ -68,10 +68,17 @@ async fn client(
     io: &mut Io,
 ) -> Exit {
     if !cli.socket_was_given {
-        match load_as_client(&path) {
-            Ok(config) => cli.global.socket = jtntctl::Target::Socket(config.admin_socket),
+        let socket = match load_as_client(&path) {
+            Ok(config) => config.admin_socket,
+            // It tells at least its own version, also to who may not read the configuration.
+            Err(error) if matches!(command, jtntctl::Command::Version) => {
+                let note = format!("note: asking at the default address, since {error}\n");
+                let _told = io.complain(note.as_bytes());
+                Config::defaults(Path::new("/")).admin_socket
+            }
             Err(error) => return complain(cli, io, &commands::config::failure(&error)),
-        }
+        };
+        cli.global.socket = jtntctl::Target::Socket(socket);
     }
     let host = AgentHost::new(&command, path);
     let exit = jtntctl::run(command, &cli.global, io, &host).await;

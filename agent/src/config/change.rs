@@ -6,13 +6,10 @@ use std::{collections::BTreeMap, io, path::Path};
 use serde_json::{Map, Value};
 
 use super::{
-    Config,
-    file::{ConfigError, check, load},
+    Config, edit,
+    file::{ConfigError, check, text},
     settings::{self, Effect},
 };
-use crate::runtime::durable;
-
-const MAX_BYTES: u64 = 1024 * 1024;
 
 /// Settings that differ, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,7 +42,7 @@ fn shown(config: &Config) -> Map<String, Value> {
     }
 }
 
-/// The text of the file at `path` with `hub_url` and `labels` in it and every other setting as it
+/// The text of the file at `path` with `hub_url` and `labels` in it and every other byte as it
 /// is; also when there is no file yet. Nothing is written.
 ///
 /// # Errors
@@ -56,35 +53,50 @@ pub fn merged(
     labels: &BTreeMap<String, String>,
 ) -> Result<Vec<u8>, ConfigError> {
     let io = |source| ConfigError::Read { path: path.to_owned(), source };
-    let mut document = match durable::read(path, MAX_BYTES) {
-        Ok(bytes) => {
-            load(path)?; // so that its faults are told with their place
-            serde_json::from_slice(&bytes).map_err(|e| io(e.into()))?
+    let text = match text(path) {
+        Ok(text) => {
+            check(path, &text)?; // so that its faults are told with their place
+            text
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Map::new(),
-        Err(e) => return Err(io(e)),
+        Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            "{}\n".to_owned()
+        }
+        Err(error) => return Err(error),
     };
-    match hub_url {
-        Some(url) => drop(document.insert("hub_url".to_owned(), url.into())),
-        None => drop(document.remove("hub_url")),
-    }
-    if !labels.is_empty() {
-        let mut all = match document.remove("labels") {
-            Some(Value::Object(map)) => map,
-            _ => Map::new(),
-        };
-        all.extend(labels.iter().map(|(k, v)| (k.clone(), v.clone().into())));
-        document.insert("labels".to_owned(), all.into());
-    }
-    let mut text = serde_json::to_string_pretty(&document).map_err(|e| io(e.into()))?;
-    text.push('\n');
+    let text = edited(text, hub_url, labels).map_err(|e| io(e.into()))?;
     check(path, &text)?;
     Ok(text.into_bytes())
+}
+
+fn edited(
+    mut text: String,
+    hub_url: Option<&str>,
+    labels: &BTreeMap<String, String>,
+) -> Result<String, serde_json::Error> {
+    const GAP: &str = "\n  ";
+    text = match hub_url {
+        Some(url) => edit::set(&text, "hub_url", &Value::from(url).to_string(), GAP)?,
+        None => edit::remove(&text, "hub_url")?,
+    };
+    if labels.is_empty() {
+        return Ok(text);
+    }
+    let mut all = edit::value(&text, "labels")?.unwrap_or("{}").to_owned();
+    // One level deeper, in a text that has lines.
+    let gap = match edit::first_gap(&text) {
+        gap if gap.contains('\n') => format!("{gap}  "),
+        _ => String::new(),
+    };
+    for (name, label) in labels {
+        all = edit::set(&all, name, &Value::from(label.as_str()).to_string(), &gap)?;
+    }
+    edit::set(&text, "labels", &all, GAP)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{config::load, runtime::durable};
 
     fn defaults() -> Config {
         Config::defaults(Path::new("/home/u"))
@@ -120,6 +132,22 @@ mod tests {
         let without = merged(&path, None, &BTreeMap::new()).unwrap();
         durable::replace(&path, &without, 0o644).unwrap();
         assert_eq!(load(&path).unwrap().hub_url, None);
+    }
+
+    #[test]
+    fn the_form_of_the_file_is_its_writers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let text = "{\n\t\"log_level\" : \"info\",\n\n\t\"admin_users\": [ \"ops\" ]\n}";
+        durable::replace(&path, text.as_bytes(), 0o644).unwrap();
+        let labels = BTreeMap::from([("site".to_owned(), "a \"b\"".to_owned())]);
+        let with = merged(&path, Some("https://one"), &labels).unwrap();
+        let with = String::from_utf8(with).unwrap();
+        let added = ",\n\t\"hub_url\": \"https://one\",\n\t\"labels\": {\n\t  \"site\": \"a \\\"b\\\"\"\n\t}";
+        assert_eq!(with, text.replace(" ]\n}", &format!(" ]{added}\n}}")));
+        durable::replace(&path, with.as_bytes(), 0o644).unwrap();
+        assert_eq!(merged(&path, Some("https://one"), &labels).unwrap(), with.as_bytes());
+        assert_eq!(load(&path).unwrap().labels, labels);
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub enum ConfigError {
         /// Why.
         source: io::Error,
     },
+    /// The settings say where files lie below `~`, and this user has no `~`.
+    #[error("user {0} is not in the user database, so it has no home folder")]
+    NoHome(u32),
     /// The file is wrong. One line a fault, as compilers print them.
     #[error("{}", Lines(path, faults))]
     Faults {
@@ -71,7 +74,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     check(path, &text(path)?)
 }
 
-fn text(path: &Path) -> Result<String, ConfigError> {
+pub(super) fn text(path: &Path) -> Result<String, ConfigError> {
     let read = |source| ConfigError::Read { path: path.to_owned(), source };
     let bytes = durable::read(path, MAX_BYTES).map_err(read)?;
     String::from_utf8(bytes).map_err(|e| read(io::Error::new(io::ErrorKind::InvalidData, e)))
@@ -112,10 +115,7 @@ pub fn load_as_client(path: &Path) -> Result<Config, ConfigError> {
 /// Reads a text as if it stood at `path`.
 pub(super) fn check(path: &Path, text: &str) -> Result<Config, ConfigError> {
     let uid = users::own_uid();
-    let home = users::home(uid).ok_or_else(|| ConfigError::Read {
-        path: path.to_owned(),
-        source: io::Error::other(format!("user {uid} has no home folder in the user database")),
-    })?;
+    let home = users::home(uid).ok_or(ConfigError::NoHome(uid))?;
     parse(text, &home).map_err(|faults| ConfigError::Faults { path: path.to_owned(), faults })
 }
 
@@ -184,11 +184,11 @@ fn last_key(text: &str, line: usize, column: usize) -> Option<&'static str> {
 }
 
 /// The object at the top, its values still text.
-struct Document<'a>(Vec<Entry<'a>>);
+pub(super) struct Document<'a>(pub(super) Vec<Entry<'a>>);
 
-struct Entry<'a> {
-    key: Cow<'a, str>,
-    value: &'a RawValue,
+pub(super) struct Entry<'a> {
+    pub(super) key: Cow<'a, str>,
+    pub(super) value: &'a RawValue,
 }
 
 impl Entry<'_> {
@@ -227,7 +227,7 @@ impl<'de> Deserialize<'de> for Document<'de> {
 }
 
 /// Where `part`, a slice of `text`, begins.
-fn offset(text: &str, part: &str) -> usize {
+pub(super) fn offset(text: &str, part: &str) -> usize {
     (part.as_ptr() as usize).saturating_sub(text.as_ptr() as usize)
 }
 

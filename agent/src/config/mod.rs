@@ -2,9 +2,10 @@
 //!
 //! [`Config`] holds every setting with its default. `settings` is the table of what can be
 //! written, `value` reads one value, `file` finds settings in the text and says where a fault is,
-//! `change` compares and edits, [`Paths`] says where things lie.
+//! `change` compares and merges, `edit` changes a text, [`Paths`] says where things lie.
 
 mod change;
+mod edit;
 mod env;
 mod file;
 mod paths;

@@ -88,7 +88,7 @@ fn trust_of(ca: &HubCa) -> Result<Trust, EnrolError> {
         HubCa::Sha256(hash) => Ok(Trust::Pinned(CaPin::new(*hash))),
         HubCa::File(path) => {
             let pem = read(path).map_err(|e| EnrolError::hub_ca(path, &e))?;
-            let found = certificates(&pem).map_err(|e| EnrolError::hub_ca(path, &e))?;
+            let found = certificates(&pem).map_err(|e| EnrolError::no_hub_ca(path, &e))?;
             Ok(Trust::Authorities(found))
         }
     }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use crate::{hub::HubError, identity::IdentityError, trust::TrustError};
 
+const GIVE_CA: &str = "give a PEM file with the hub's authority";
 const ASK_FOR_TOKEN: &str = "ask the hub's operator for a new token";
 
 /// Why an enrolment failed.
@@ -18,11 +19,34 @@ pub struct EnrolError {
     pub message: String,
     /// What to do.
     pub advice: &'static str,
+    /// Whether it lies in what was typed, and how.
+    pub input: Option<Input>,
+}
+
+/// What is wrong with a file that was named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// It cannot be read.
+    Unreadable,
+    /// It may not be read.
+    Denied,
+    /// It holds something else.
+    Wrong,
+}
+
+impl Input {
+    fn of(error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            Self::Denied
+        } else {
+            Self::Unreadable
+        }
+    }
 }
 
 impl EnrolError {
     fn new(reason: &'static str, message: impl Into<String>, advice: &'static str) -> Self {
-        Self { reason: reason.into(), message: message.into(), advice }
+        Self { reason: reason.into(), message: message.into(), advice, input: None }
     }
 
     pub(super) fn storage(path: &Path, why: &io::Error) -> Self {
@@ -65,9 +89,11 @@ impl EnrolError {
         Self::new("TLS_KEY", format!("no TLS key could be made: {why}"), "try again")
     }
 
-    pub(super) fn root_file(path: &Path, why: &dyn fmt::Display) -> Self {
+    pub(super) fn root_file(path: &Path, why: &io::Error) -> Self {
         let message = format!("{}: {why}", path.display());
-        Self::new("ROOT_UNREADABLE", message, "give the root.json of the hub's operator")
+        let error =
+            Self::new("ROOT_UNREADABLE", message, "give the root.json of the hub's operator");
+        Self { input: Some(Input::of(why)), ..error }
     }
 
     pub(super) fn root(why: &TrustError) -> Self {
@@ -86,12 +112,21 @@ impl EnrolError {
             "none of the hub's roots has the SHA-256 {wanted} (seen: {seen}): this is another hub, \
              or somebody stands between"
         );
-        Self::new("ROOT_MISMATCH", message, "compare hub_url and hash with the operator's")
+        let advice = "compare --hub and --root-sha256 with what the hub's operator has: sha256sum \
+                      root.json; take the file or its hash from the operator, not from the hub";
+        Self::new("ROOT_MISMATCH", message, advice)
     }
 
-    pub(super) fn hub_ca(path: &Path, why: &dyn fmt::Display) -> Self {
+    pub(super) fn hub_ca(path: &Path, why: &io::Error) -> Self {
         let message = format!("{}: {why}", path.display());
-        Self::new("HUB_CA_UNREADABLE", message, "give a PEM file with the hub's authority")
+        let error = Self::new("HUB_CA_UNREADABLE", message, GIVE_CA);
+        Self { input: Some(Input::of(why)), ..error }
+    }
+
+    pub(super) fn no_hub_ca(path: &Path, why: &str) -> Self {
+        let message = format!("{}: {why}", path.display());
+        let error = Self::new("HUB_CA_UNREADABLE", message, GIVE_CA);
+        Self { input: Some(Input::Wrong), ..error }
     }
 
     pub(super) fn tls(why: String) -> Self {
@@ -112,7 +147,10 @@ impl EnrolError {
 
     pub(super) fn hub(error: HubError) -> Self {
         match error {
-            HubError::Unreachable(fault) => Self::new(fault.reason, fault.message, fault.advice),
+            HubError::Unreachable(fault) => {
+                let advice = typed(fault.reason).unwrap_or(fault.advice);
+                Self::new(fault.reason, fault.message, advice)
+            }
             HubError::Refused { reason, detail, .. } => Self::refused(reason, &detail),
             other @ (HubError::Deadline(_) | HubError::BreakerOpen(_)) => Self::new(
                 "HUB_TIMEOUT",
@@ -122,7 +160,7 @@ impl EnrolError {
             other @ HubError::BadAnswer(_) => Self::new(
                 "BAD_ANSWER",
                 other.to_string(),
-                "check hub_url: what answers there may be no hub; nothing was changed",
+                "check --hub: what answers there may be no hub; nothing was changed",
             ),
         }
     }
@@ -141,6 +179,23 @@ impl EnrolError {
             && reason.len() <= 64
             && reason.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
         let reason = if stable { Cow::Owned(reason) } else { Cow::Borrowed("REFUSED") };
-        Self { reason, message: format!("the hub refused: {detail}"), advice }
+        Self { reason, message: format!("the hub refused: {detail}"), advice, input: None }
     }
+}
+
+/// Advice for whoever typed the hub's address and named its root just now; the daemon's advice
+/// speaks of the configuration.
+fn typed(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "DNS" => "check the name in --hub, and the name servers in /etc/resolv.conf",
+        "TCP_REFUSED" => "nothing listens there: check the port in --hub, and that the hub runs",
+        "TLS_CLOSED" | "NOT_TLS" => "check that the port in --hub is the hub's TLS port",
+        "HUB_UNTRUSTED" => {
+            "--hub and the root do not belong together: compare the root's SHA-256 (sha256sum \
+             root.json) with the one that the hub's operator has, and get root.json from the \
+             operator, not from the hub; where another authority vouches for the hub, add --hub-ca"
+        }
+        "HUB_NAME" => "use a name in --hub that stands in the hub's certificate",
+        _ => return None,
+    })
 }

@@ -43,7 +43,7 @@ use crate::{
 use attempts::Attempt;
 use contact::Contact;
 
-pub use error::EnrolError;
+pub use error::{EnrolError, Input};
 pub use facts::host_facts;
 
 /// Beyond this, a certificate with odd dates is a matter of clocks.
@@ -331,7 +331,8 @@ fn files(
 }
 
 fn config_file(ConfigFile { path, content }: ConfigFile) -> NewFile {
-    NewFile { target: path, content: content.into(), mode: durable::PUBLIC, folder_mode: 0o755 }
+    let mode = durable::mode_of(&path);
+    NewFile { target: path, content: content.into(), mode, folder_mode: 0o755 }
 }
 
 /// A certificate in PEM, 64 characters a line.

@@ -75,7 +75,7 @@ where
     A: FnMut(HeartbeatResponse),
     R: FnMut(Option<Saved>),
 {
-    let mut heart = Heart { deps, failures_told: 0 };
+    let mut heart = Heart { deps, failures_told: 0, lost: None };
     let mut wait = heart.first_wait();
     loop {
         let changed = tokio::select! {
@@ -105,6 +105,8 @@ struct Heart<F, A, R> {
     deps: Deps<F, A, R>,
     /// As last remembered.
     failures_told: u32,
+    /// Since when this process has had no answer, by the time since boot.
+    lost: Option<Duration>,
 }
 
 impl<F, A, R> Heart<F, A, R>
@@ -148,6 +150,10 @@ where
         let offset = now.duration_since(answer.hub_time).as_secs_f64();
         self.deps.metrics.clock_offset.set(offset);
         self.deps.backoff.reset();
+        if let Some(since) = self.lost.take() {
+            let away = self.deps.clock.uptime().saturating_sub(since);
+            tracing::info!(away_seconds = away.as_secs(), "the hub is back");
+        }
         if self.failures_told != 0 {
             self.failures_told = 0;
             (self.deps.remember)(None);
@@ -176,7 +182,14 @@ where
         }
         let next = later(self.deps.clock.now(), wait);
         let failures = self.deps.backoff.failures();
-        tracing::warn!(failures, wait_ms = wait.as_millis(), "no heartbeat: {error}");
+        let (cause, wait_ms) = (error.cause(), wait.as_millis());
+        // One line an outage: the metrics and the status have the rest.
+        if self.lost.is_none() {
+            self.lost = Some(self.deps.clock.uptime());
+            tracing::warn!(cause, failures, wait_ms, "the hub is lost, no heartbeat: {error}");
+        } else {
+            tracing::debug!(cause, failures, wait_ms, "no heartbeat: {error}");
+        }
         self.deps.status.send_modify(|status| {
             // An open breaker is no news: what opened it is. How long it stays open is told by
             // the next attempt alone; a number written down here would not count down.

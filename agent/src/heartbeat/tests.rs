@@ -53,7 +53,7 @@ fn rig(saved: Option<Saved>) -> Rig {
         entropy: SeededEntropy::new(1),
         metrics: Metrics::new("test").unwrap(),
     };
-    Rig { heart: Heart { deps, failures_told: 0 }, memory, status }
+    Rig { heart: Heart { deps, failures_told: 0, lost: None }, memory, status }
 }
 
 fn answer() -> HeartbeatResponse {

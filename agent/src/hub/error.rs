@@ -86,6 +86,18 @@ impl HubError {
         }
     }
 
+    /// The step of the way to the hub that failed, as the connection test calls it.
+    #[must_use]
+    pub const fn cause(&self) -> &'static str {
+        match self {
+            Self::Unreachable(fault) => fault.step.word(),
+            Self::Deadline(_)
+            | Self::BreakerOpen(_)
+            | Self::Refused { .. }
+            | Self::BadAnswer(_) => Step::Http.word(),
+        }
+    }
+
     /// How long the hub asked to be left alone.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {

@@ -34,6 +34,8 @@ const WINDOW: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) reason: Reject,
+    /// What is wrong with the path itself, where no rule was asked: told instead of `reason`.
+    pub(super) path_fault: Option<&'static str>,
     pub(super) message: String,
     /// The policy's own word, where it was the policy that refused.
     pub(super) decision: Option<&'static str>,
@@ -44,7 +46,8 @@ pub(super) struct Refusal {
 impl Refusal {
     pub(super) fn of(refused: Refused, policy_version: u64) -> Self {
         let Refused { reason, message } = refused;
-        Self { reason, message: bounded(message), decision: None, rule: None, policy_version }
+        let message = bounded(message);
+        Self { reason, path_fault: None, message, decision: None, rule: None, policy_version }
     }
 
     pub(super) fn by_policy(permit: &Permit) -> Self {
@@ -52,11 +55,17 @@ impl Refusal {
             if permit.reason == "ENFORCEMENT" { Reject::Enforcement } else { Reject::Denied };
         Self {
             reason,
+            path_fault: permit.canonical.is_none().then_some(permit.reason),
             message: bounded(permit.message.clone()),
             decision: Some(permit.reason),
             rule: permit.rule.clone(),
             policy_version: permit.policy_version,
         }
+    }
+
+    /// The word for journal, hub and people. The metric has [`Reject`]'s, which are fewer.
+    pub(super) fn told(&self) -> &'static str {
+        self.path_fault.unwrap_or(self.reason.name())
     }
 }
 
@@ -127,7 +136,7 @@ impl Core {
     fn turn_down(&self, entry: &mut Entry, refusal: &Refusal) {
         entry.state = State::Rejected;
         entry.finished_at = Some(self.deps.clock.now());
-        entry.reason = Some(refusal.reason.name().to_owned());
+        entry.reason = Some(refusal.told().to_owned());
         entry.message = Some(refusal.message.clone());
         entry.policy_version = refusal.policy_version;
         entry.rule.clone_from(&refusal.rule);
@@ -135,6 +144,14 @@ impl Core {
 
     async fn tell_refusal(&self, entry: &Entry, refusal: Refusal) {
         let reason = refusal.reason.name();
+        tracing::info!(
+            job_id = %entry.job_id,
+            "type" = entry.kind,
+            rule = refusal.rule,
+            outcome = entry.state.word(),
+            reason = refusal.told(),
+            "job refused"
+        );
         self.deps.metrics.jobs_rejected.with_label_values(&[reason]).inc();
         let mut record = match refusal.decision {
             Some(decision) => {

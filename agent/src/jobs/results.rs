@@ -145,6 +145,16 @@ impl Core {
         if let Some(artifact) = artifact {
             record = record.detail("artifact_sha256", artifact.sha256.to_string());
         }
+        tracing::info!(
+            job_id = %entry.job_id,
+            "type" = entry.kind,
+            rule = entry.rule,
+            outcome = entry.state.word(),
+            duration_ms = entry.duration_ms,
+            exit_code = entry.exit_code,
+            reason = entry.reason,
+            "job ended"
+        );
         let recorded = self.record_end(&mut entry, body, record).await;
         let status = status_name(ended.outcome);
         self.deps.metrics.jobs_executed.with_label_values(&[entry.kind.as_str(), status]).inc();

@@ -223,6 +223,8 @@ async fn attempt(core: Arc<Core>, grant: Grant, stop: CancellationToken) -> Resu
     if let Err(ended) = record_start(&core, &mut entry, &job, &permit, &identity).await? {
         return core.conclude(entry, ended, None).await;
     }
+    // Never the command: arguments may hold secrets, and the log has other readers than the audit.
+    tracing::info!(job_id = %entry.job_id, "type" = entry.kind, rule = entry.rule, "job started");
     let context = context(&core, &job, &permit, (identity, live), stop);
     perform(context, entry, &job, permit).await
 }

@@ -126,6 +126,11 @@ async fn what_the_policy_does_not_allow_is_refused_for_good() {
     assert_eq!(metrics.jobs_executed.with_label_values(&["exec", "denied"]).get(), 1);
     assert_eq!(metrics.jobs_rejected.with_label_values(&["DENIED"]).get(), 1);
     assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 1, "the hub is told");
+
+    // Where the path itself is at fault, that is the reason; the metric keeps its few names.
+    assert!(!desk.take(leased("gone", &exec("/usr/bin/no-such", &[]))).await);
+    assert_eq!(desk.entry("gone").reason.as_deref(), Some("PATH_MISSING"));
+    assert_eq!(metrics.jobs_rejected.with_label_values(&["DENIED"]).get(), 2);
 }
 
 #[tokio::test]

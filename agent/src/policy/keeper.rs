@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Offer, Outcome, Standing,
+    Config, NoNewer, Offer, Outcome, Standing,
     judge::{self, Floor, Reader, Refused},
     roots,
     stored::Stored,
@@ -124,7 +124,7 @@ impl Keeper {
                 }
             };
             let enrolled = self.config.keyring.borrow().is_some();
-            let outcome = if enrolled { self.refresh().await } else { Err(not_enrolled()) };
+            let outcome = if enrolled { self.refresh().await } else { Err(not_enrolled().into()) };
             // Without a root there is nothing to try again until one appears.
             let wait = match (&outcome, enrolled) {
                 (Err(_), true) => retry,
@@ -163,10 +163,15 @@ impl Keeper {
     /// One try: newer roots when there are said to be, then the policy. Shown either way.
     pub(super) async fn refresh(&mut self) -> Outcome {
         let outcome = self.fetch().await;
-        let last_error = outcome.as_ref().err().cloned();
-        if let Some(error) = &last_error {
-            tracing::warn!(error, "no newer policy");
+        match &outcome {
+            // That the hub is away is told once, by the heartbeat.
+            Err(NoNewer { reason: "HUB_UNAVAILABLE", message: error }) => {
+                tracing::debug!(error, "no newer policy");
+            }
+            Err(NoNewer { message: error, .. }) => tracing::warn!(error, "no newer policy"),
+            Ok(_) => {}
         }
+        let last_error = outcome.as_ref().err().map(|e| e.message.clone());
         let now = self.config.time.now();
         self.tell.send_modify(|s| {
             s.checked_at = if last_error.is_none() { Some(now) } else { s.checked_at };
@@ -175,7 +180,7 @@ impl Keeper {
         outcome.map(|changed| (self.version(), changed))
     }
 
-    async fn fetch(&mut self) -> Result<bool, String> {
+    async fn fetch(&mut self) -> Result<bool, NoNewer> {
         let mut keyring = self.config.keyring.borrow().clone().ok_or_else(not_enrolled)?;
         if *self.inbox.newest_root.borrow() > keyring.root().version {
             keyring = self.follow_roots(keyring).await?;
@@ -199,7 +204,7 @@ impl Keeper {
             Ok(changed) => Ok(changed),
             Err(refused) => {
                 self.record_refusal(Hash::of(&envelope.payload.0), &refused, "hub").await;
-                Err(format!("the hub's policy was refused: {refused}"))
+                Err(format!("the hub's policy was refused: {refused}").into())
             }
         }
     }

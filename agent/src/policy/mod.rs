@@ -60,7 +60,7 @@ pub struct Config {
 /// The hub, as far as the keeper needs it.
 pub struct Source {
     /// The newest policy, unless it is the one of this ETag.
-    pub policy: Box<dyn Fn(Option<String>) -> Answer<Offer> + Send + Sync>,
+    pub policy: Box<dyn Fn(Option<String>) -> Answer<Offer, NoNewer> + Send + Sync>,
     /// This version of the root, if there is one yet.
     pub root: Box<dyn Fn(u64) -> Answer<Option<Vec<u8>>> + Send + Sync>,
     /// Takes a root that was verified and is on disk already.
@@ -68,7 +68,30 @@ pub struct Source {
 }
 
 /// An answer, or why there is none, for people.
-pub type Answer<T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send>>;
+pub type Answer<T, E = String> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
+
+/// Why there is no newer policy to be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoNewer {
+    /// Stable, `UPPER_SNAKE`.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl NoNewer {
+    /// The hub gave no answer, or was not asked.
+    #[must_use]
+    pub const fn hub(message: String) -> Self {
+        Self { reason: "HUB_UNAVAILABLE", message }
+    }
+}
+
+impl From<String> for NoNewer {
+    fn from(message: String) -> Self {
+        Self { reason: "NO_NEWER_POLICY", message }
+    }
+}
 
 /// What the hub has.
 #[derive(Debug, Clone)]
@@ -91,7 +114,7 @@ pub struct PolicyKeeper {
 }
 
 /// Version in force, and whether it changed; or why not.
-type Outcome = Result<(u64, bool), String>;
+type Outcome = Result<(u64, bool), NoNewer>;
 
 /// How the last attempts went.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -120,8 +143,8 @@ impl PolicyKeeper {
     /// Asks the hub for a newer policy now; returns the version in force and whether it changed.
     ///
     /// # Errors
-    /// Why there is no newer one to be had, for people.
-    pub async fn refresh(&self) -> Result<(u64, bool), String> {
+    /// Why there is no newer one to be had.
+    pub async fn refresh(&self) -> Result<(u64, bool), NoNewer> {
         let (reply, answer) = oneshot::channel();
         self.asks.try_send(reply).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => "others wait for the same; try again".to_owned(),

@@ -91,7 +91,8 @@ impl Fixture {
             (Arc::clone(&self.hub), Arc::clone(&self.hub), Arc::clone(&self.keyring));
         Source {
             policy: Box::new(move |etag| {
-                let answer = hub.answer(etag.as_deref()).ok_or_else(|| "no answer".to_owned());
+                let answer =
+                    hub.answer(etag.as_deref()).ok_or_else(|| "no answer".to_owned().into());
                 Box::pin(async move { answer })
             }),
             root: Box::new(move |n| {
@@ -181,12 +182,12 @@ async fn a_restart_finds_the_policy_without_the_hub() {
     assert_eq!(version(&watch), 0);
     keeper.reload().await;
     assert_eq!(version(&watch), 3);
-    assert_eq!(keeper.refresh().await, Err("no answer".to_owned()));
+    assert_eq!(keeper.refresh().await, Err("no answer".to_owned().into()));
     assert_eq!(handle.standing().last_error.as_deref(), Some("no answer"));
     assert_eq!(version(&watch), 3, "an outage takes nothing away");
     f.hub.has(v(2));
     *f.hub.down.lock().unwrap() = false;
-    assert!(keeper.refresh().await.unwrap_err().contains("VERSION_TOO_OLD"));
+    assert!(keeper.refresh().await.unwrap_err().message.contains("VERSION_TOO_OLD"));
 }
 
 /// Version 3 is in force; `envelope` is offered; nothing changes but the log.
@@ -197,7 +198,7 @@ async fn refused(envelope: Envelope) -> String {
     keeper.refresh().await.unwrap();
     let before = f.stored();
     f.hub.has(envelope);
-    let said = keeper.refresh().await.unwrap_err();
+    let said = keeper.refresh().await.unwrap_err().message;
     keeper.refresh().await.unwrap_err();
     assert_eq!((version(&watch), f.stored()), (3, before), "{said}");
     assert_eq!(handle.standing().last_error.as_ref(), Some(&said));
@@ -277,7 +278,7 @@ async fn labels_decide_as_they_are_in_the_config() {
     keeper.reload().await;
     assert_eq!(version(&watch), 0, "the machine left the audience");
     f.hub.has(v(3));
-    assert!(keeper.refresh().await.unwrap_err().contains("VERSION_TOO_OLD"));
+    assert!(keeper.refresh().await.unwrap_err().message.contains("VERSION_TOO_OLD"));
     f.labels.send_replace([("site".to_owned(), "x".to_owned())].into());
     keeper.reload().await;
     assert_eq!(version(&watch), 4);
@@ -294,7 +295,7 @@ async fn an_expired_policy_stays_in_force() {
     assert_eq!(version(&watch), 3);
     f.clock.jump_to("2026-06-02T00:00:00Z");
     f.hub.has(v(4));
-    let said = keeper.refresh().await.unwrap_err();
+    let said = keeper.refresh().await.unwrap_err().message;
     assert!(said.contains("EXPIRED"), "a clock set back revives nothing: {said}");
 }
 
@@ -306,7 +307,7 @@ async fn what_cannot_be_recorded_does_not_take_effect() {
     // A folder stands where the next day's file would be.
     f.clock.jump_to("2026-06-03T00:00:00Z");
     fs::create_dir(f.dir.path().join("audit/audit-2026-06-03.log")).unwrap();
-    let said = keeper.refresh().await.unwrap_err();
+    let said = keeper.refresh().await.unwrap_err().message;
     assert!(said.contains("CANNOT_RECORD"), "{said}");
     assert_eq!((version(&watch), f.stored()), (0, None));
 }
@@ -317,7 +318,7 @@ async fn what_cannot_be_stored_does_not_take_effect() {
     let (mut keeper, _handle, watch) = f.start();
     f.hub.has(v(3));
     fs::create_dir_all(stored::file(f.dir.path())).unwrap();
-    let said = keeper.refresh().await.unwrap_err();
+    let said = keeper.refresh().await.unwrap_err().message;
     assert!(said.contains("CANNOT_STORE"), "{said}");
     assert_eq!(version(&watch), 0);
 }
@@ -356,7 +357,7 @@ async fn a_new_root_is_followed_and_its_policy_role_begins_anew() {
     assert_eq!(version(&watch), 1);
     // The old role's policy is nobody's now.
     f.hub.has(v(4));
-    assert!(keeper.refresh().await.unwrap_err().contains("BAD_SIGNATURE"));
+    assert!(keeper.refresh().await.unwrap_err().message.contains("BAD_SIGNATURE"));
 }
 
 #[tokio::test]
@@ -381,7 +382,7 @@ async fn a_root_that_does_not_follow_changes_nothing() {
     let skipping = Installation::new().rotated(8).rotated(9);
     f.hub.roots.lock().unwrap().insert(2, skipping.signed());
     handle.poke_root(3);
-    let said = keeper.refresh().await.unwrap_err();
+    let said = keeper.refresh().await.unwrap_err().message;
     assert!(said.contains("root 3 does not follow root 1"), "{said}");
     assert_eq!(f.keyring.borrow().as_ref().unwrap().root().version, 1);
     assert_eq!(version(&watch), 3);
@@ -395,7 +396,7 @@ async fn an_expired_root_introduces_no_policy() {
     installation.root.expires_at = "2026-06-01T12:00:00Z".parse().unwrap();
     f.keyring.send_replace(Some(installation.keyring()));
     f.hub.has(v(3));
-    assert!(f.start().0.refresh().await.unwrap_err().contains("ROOT_EXPIRED"));
+    assert!(f.start().0.refresh().await.unwrap_err().message.contains("ROOT_EXPIRED"));
 }
 
 #[tokio::test]
@@ -406,7 +407,7 @@ async fn an_identity_that_appears_brings_the_policy_and_its_end_takes_it() {
     let (keeper, handle, mut watch) = f.start();
     let stop = CancellationToken::new();
     let others = async {
-        assert!(handle.refresh().await.unwrap_err().contains("not enrolled"));
+        assert!(handle.refresh().await.unwrap_err().message.contains("not enrolled"));
         f.keyring.send_replace(keyring);
         watch.wait_for(Option::is_some).await.unwrap();
         f.keyring.send_replace(None);

@@ -63,6 +63,17 @@ pub fn stage(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
     Ok(staged)
 }
 
+/// Permissions of the file at `path`, or [`PUBLIC`] where there is none: for whoever replaces a file
+/// that others made.
+#[must_use]
+pub fn mode_of(path: &Path) -> u32 {
+    #[cfg(unix)]
+    if let Ok(meta) = fs::metadata(path) {
+        return meta.permissions().mode() & 0o777;
+    }
+    PUBLIC
+}
+
 /// Creates a file that was not there, with exactly `mode` whatever the umask is.
 ///
 /// # Errors
@@ -184,7 +195,8 @@ mod tests {
         replace(&path, b"one", PRIVATE).unwrap();
         replace(&path, b"two", PRIVATE).unwrap();
         assert_eq!(read(&path, 3).unwrap(), b"two");
-        assert_eq!(mode(&path), 0o600);
+        assert_eq!((mode(&path), mode_of(&path)), (0o600, 0o600));
+        assert_eq!(mode_of(&dir.path().join("none")), PUBLIC);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 

@@ -137,6 +137,10 @@ pub(super) enum JobCommand {
         args: Vec<String>,
     },
     /// Write a file on the agent's machine
+    ///
+    /// The file is the job's user's where --run-as or the rule names one; otherwise it is written
+    /// by a user of the job's own and then given to the agent's user, with the agent's group. An
+    /// agent that is not root writes every file as itself.
     Download {
         #[command(flatten)]
         options: JobOptions,
@@ -146,7 +150,8 @@ pub(super) enum JobCommand {
         /// Absolute path on the agent's machine
         #[arg(long, value_name = "REMOTE")]
         dest: String,
-        /// Permission bits in octal, e.g. 0644
+        /// Permission bits in octal, e.g. 0644; 0600 when absent, whatever the umask and the file
+        /// before it
         #[arg(long, value_parser = octal)]
         mode: Option<u32>,
     },

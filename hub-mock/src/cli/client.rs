@@ -1,6 +1,6 @@
 //! The client of the control port: one connection a request, as commands are short.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
@@ -27,9 +27,15 @@ pub(super) struct Client {
 impl Client {
     /// Reads address and token from the hub's folder.
     pub(super) fn open(dir: &Path) -> Result<Self, HubError> {
-        let read = |name: &str| {
+        let read = |name: &'static str| {
             let path = dir.join(name);
-            fs::read_to_string(&path).map_err(HubError::file(&path))
+            fs::read_to_string(&path).map_err(|e| {
+                use io::ErrorKind::{NotADirectory, NotFound};
+                if matches!(e.kind(), NotFound | NotADirectory) {
+                    return HubError::NotAHub { dir: dir.display().to_string(), missing: name };
+                }
+                HubError::file(&path)(e)
+            })
         };
         let (addr, token) = (read("control.addr")?, read("control.token")?);
         Ok(Self { addr: addr.trim().to_owned(), token: token.trim().to_owned() })

@@ -11,7 +11,7 @@ mod root;
 mod serve;
 mod show;
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
 use clap::Parser as _;
 
@@ -42,6 +42,8 @@ pub fn main() -> ExitCode {
     match runtime.block_on(run(arguments, &output)) {
         Ok(Verdict::Yes) => ExitCode::SUCCESS,
         Ok(Verdict::No) => ExitCode::from(1),
+        // Whoever read us has seen enough.
+        Err(HubError::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             output.fault(&error.to_string());
             code(&error)
@@ -54,6 +56,8 @@ fn code(error: &HubError) -> ExitCode {
         HubError::Refused { .. } => ExitCode::from(1),
         HubError::Unreachable(_) => ExitCode::from(3),
         HubError::File { .. }
+        | HubError::NotAHub { .. }
+        | HubError::Output(_)
         | HubError::Listen { .. }
         | HubError::Damaged { .. }
         | HubError::Certificate(_)
@@ -85,7 +89,8 @@ async fn run(arguments: Arguments, output: &Output) -> Result<Verdict, HubError>
         return policy::template(output);
     }
     let Some(dir) = arguments.dir else {
-        let why = "name the hub's folder with --dir DIR or JTNT_HUB_DIR";
+        let why = "name the hub's folder, which `jtnt-hub-mock serve --dir DIR` makes, with --dir \
+                   DIR or JTNT_HUB_DIR";
         return Err(HubError::refused("NO_DIR", why));
     };
     let command = arguments.command;

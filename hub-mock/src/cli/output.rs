@@ -1,7 +1,10 @@
 //! The only place that prints. Data goes to stdout, everything else to stderr; control characters
 //! in what others said are made visible, so that no output can steer a terminal.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+};
 
 use serde::Serialize;
 
@@ -33,7 +36,7 @@ impl Output {
         if self.is_json() {
             self.json(object)?;
         } else {
-            print(&human());
+            print(&human())?;
         }
         Ok(Verdict::Yes)
     }
@@ -41,8 +44,7 @@ impl Output {
     /// One object on a line.
     pub(super) fn json<T: Serialize>(&self, object: &T) -> Result<(), HubError> {
         let text = serde_json::to_string(object).map_err(|e| HubError::damaged("output", e))?;
-        print(&format!("{text}\n"));
-        Ok(())
+        print(&format!("{text}\n"))
     }
 
     /// Something that was done, with nothing to show.
@@ -51,9 +53,9 @@ impl Output {
     }
 
     /// Text that is for stderr in any case.
-    #[expect(clippy::print_stderr, reason = "this is the command line's output")]
     pub(super) fn note(&self, text: &str) {
-        eprintln!("{}", printable(text));
+        // Where stderr is gone there is nobody left to tell.
+        let _told = writeln!(io::stderr(), "{}", printable(text));
     }
 
     /// Why the command failed.
@@ -62,9 +64,10 @@ impl Output {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "this is the command line's output")]
-fn print(text: &str) {
-    print!("{}", printable(text));
+fn print(text: &str) -> Result<(), HubError> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(printable(text).as_bytes()).and_then(|()| out.flush());
+    written.map_err(HubError::Output)
 }
 
 /// Columns, aligned.

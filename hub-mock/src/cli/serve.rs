@@ -23,7 +23,11 @@ struct Started {
 }
 
 pub(super) async fn serve(dir: PathBuf, wish: Serve, output: &Output) -> Result<Verdict, HubError> {
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).try_init();
+    // A log that cannot be written is no reason to panic, which is how it would be told.
+    let log = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .try_init();
     if let Err(e) = log {
         output.note(&format!("no log: {e}"));
     }
@@ -38,10 +42,12 @@ pub(super) async fn serve(dir: PathBuf, wish: Serve, output: &Output) -> Result<
         .start()
         .await?;
     let started = started(&hub).await?;
-    output.show(&started, || text(&started))?;
-    stop_asked().await?;
+    let ended = match output.show(&started, || text(&started)) {
+        Ok(_) => stop_asked().await,
+        Err(error) => Err(error),
+    };
     hub.shutdown().await;
-    Ok(Verdict::Yes)
+    ended.map(|()| Verdict::Yes)
 }
 
 async fn started(hub: &Handle) -> Result<Started, HubError> {

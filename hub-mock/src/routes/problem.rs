@@ -67,7 +67,9 @@ impl From<HubError> for Refusal {
             | HubError::Damaged { .. }
             | HubError::Certificate(_)
             | HubError::Tls(_)
+            | HubError::Output(_)
             | HubError::Unreachable(_)
+            | HubError::NotAHub { .. }
             | HubError::Entropy(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", detail)
             }

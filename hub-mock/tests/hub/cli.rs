@@ -1,6 +1,9 @@
 //! The operator's commands, as processes, with an agent that does as it is told.
 
-use std::process::Output;
+use std::{
+    fs::File,
+    process::{Output, Stdio},
+};
 
 use http::Method;
 use jtnt_hub_mock::{Handle, Hub};
@@ -99,9 +102,7 @@ async fn a_policy_never_goes_back_and_says_what_to_write() {
     let hub = Hub::builder().start().await.unwrap();
     let file = hub.dir().join("policy.json");
     let out = run(&hub, &["policy", "template"]).await;
-    std::fs::File::create(&file)
-        .and_then(|mut f| std::io::Write::write_all(&mut f, &out.stdout))
-        .unwrap();
+    File::create(&file).and_then(|mut f| std::io::Write::write_all(&mut f, &out.stdout)).unwrap();
     let push = ["policy", "push", file.to_str().unwrap()];
     assert_eq!(run(&hub, &push).await.status.code(), Some(0));
     let out = run(&hub, &push).await;
@@ -115,4 +116,46 @@ async fn a_folder_has_one_hub() {
     let out = run(&hub, &["serve", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"]).await;
     assert_eq!(out.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&out.stderr).contains("another hub runs in"), "{out:?}");
+}
+
+#[tokio::test]
+async fn a_folder_that_no_hub_made_is_told_with_the_command_that_makes_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for folder in [dir.path().to_owned(), dir.path().join("none")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jtnt-hub-mock"));
+        let out = command.arg("--dir").arg(&folder).arg("agents").output().await.unwrap();
+        assert_eq!(out.status.code(), Some(6), "{out:?}");
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert!(said.contains(&format!("serve --dir {}", folder.display())), "{said}");
+    }
+}
+
+/// What a command says of standard output that is `to`, with its exit code.
+async fn into(hub: &Handle, args: &[&str], to: Stdio) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jtnt-hub-mock"));
+    let command = command.arg("--dir").arg(hub.dir()).args(args).stdout(to).stderr(Stdio::piped());
+    let out = command.kill_on_drop(true).spawn().unwrap().wait_with_output().await.unwrap();
+    (out.status.code(), String::from_utf8(out.stderr).unwrap())
+}
+
+#[tokio::test]
+async fn output_that_nobody_takes_ends_a_command_without_a_panic() {
+    let hub = Hub::builder().start().await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let serve = ["--dir", other.path().to_str().unwrap(), "serve"];
+    let serve = [&serve[..], &["--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"]].concat();
+    for args in [&["token"][..], &["agents", "--output", "json"], &["policy", "template"]] {
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        assert_eq!(into(&hub, args, write.into()).await, (Some(0), String::new()), "{args:?}");
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let (code, said) = into(&hub, args, full.into()).await;
+        assert_eq!(code, Some(6), "{said}");
+        assert!(said.starts_with("jtnt-hub-mock: cannot write the output: "), "{said}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jtnt-hub-mock"));
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let command = command.args(&serve).stdout(full).stderr(Stdio::piped()).kill_on_drop(true);
+    let out = command.spawn().unwrap().wait_with_output().await.unwrap();
+    assert_eq!(out.status.code(), Some(6), "a hub whose token nobody got: {out:?}");
 }

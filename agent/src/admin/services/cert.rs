@@ -1,7 +1,7 @@
 //! `CertService`, with what is true already: how the certificate is, and when it is due.
 
 use jtnt_proto::admin::v1::{self as pb, RenewalRule, cert_service_server::CertService};
-use tonic::{Code, Request, Response};
+use tonic::{Code, Request, Response, Status};
 
 use super::{Answer, Deps, blocking};
 use crate::{
@@ -10,10 +10,14 @@ use crate::{
         cert_rule::{Certificate, Rule, plan},
         health,
     },
-    identity::{self, Paths},
+    identity::{self, IdentityError, Paths},
 };
 
 pub(super) struct Cert(pub(super) Deps);
+
+fn no_identity(fault: &IdentityError) -> Status {
+    error::status(Code::FailedPrecondition, "NO_IDENTITY", fault.to_string())
+}
 
 #[tonic::async_trait]
 impl CertService for Cert {
@@ -25,6 +29,11 @@ impl CertService for Cert {
         let paths = Paths { data_dir: s.data_dir.clone() };
         let path = paths.client_crt().display().to_string();
         let seen = blocking(move || identity::inspect(&paths)).await?;
+        // Without an enrolment there is nothing whose chain or key could be wrong.
+        let unenrolled = || matches!(&*s.identity.borrow(), Err(IdentityError::NotEnrolled));
+        if seen.info.is_none() && unenrolled() {
+            return Err(no_identity(&IdentityError::NotEnrolled));
+        }
         let mut facts = self.0.overview.facts();
         facts.certificate = seen.info.as_ref().map(|info| (info.not_before, info.not_after));
         let check = health::certificate(&facts);
@@ -59,9 +68,7 @@ impl CertService for Cert {
     ) -> Answer<pb::PlanRenewalResponse> {
         let s = self.0.overview.sources();
         let identity = s.identity.borrow().clone();
-        let identity = identity.map_err(|fault| {
-            error::status(Code::FailedPrecondition, "NO_IDENTITY", fault.to_string())
-        })?;
+        let identity = identity.map_err(|fault| no_identity(&fault))?;
         let (not_before, not_after) = (identity.cert.not_before, identity.cert.not_after);
         let certificate = Certificate {
             not_before,

@@ -69,7 +69,7 @@ impl PolicyService for Policy {
     ) -> Answer<pb::RefreshPolicyResponse> {
         let refreshed = self.0.overview.sources().keeper.refresh().await;
         let (version, changed) = refreshed
-            .map_err(|why| error::status(Code::FailedPrecondition, "NO_NEWER_POLICY", why))?;
+            .map_err(|no| error::status(Code::FailedPrecondition, no.reason, no.message))?;
         Ok(Response::new(pb::RefreshPolicyResponse { version, changed }))
     }
 

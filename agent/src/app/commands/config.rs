@@ -27,6 +27,12 @@ pub(in crate::app) fn failure(error: &ConfigError) -> Failure {
         {
             (Exit::Denied, "use sudo")
         }
+        ConfigError::NoHome(_) => {
+            let failure = Failure::new(Exit::Io, "find this user's files", error.to_string());
+            return failure.advise(
+                "run this as a user that `getent passwd` knows, or add this one to the database",
+            );
+        }
         ConfigError::Read { .. } => (Exit::Io, "name the right file with --config PATH"),
     };
     Failure::new(exit, "use the configuration", error.to_string()).advise(advice)
@@ -41,7 +47,9 @@ fn check(path: &Path, io: &mut Io) -> Result<Exit, Failure> {
                 .map(|()| Exit::No)
                 .map_err(|e| Failure::new(Exit::Io, "write the output", e.to_string()));
         }
-        Err(error @ ConfigError::Read { .. }) => return Err(failure(&error)),
+        Err(error @ (ConfigError::Read { .. } | ConfigError::NoHome(_))) => {
+            return Err(failure(&error));
+        }
     }
     if let Err(error) = host::owned(path, users::own_uid()) {
         return Err(Failure::new(Exit::No, "trust the configuration", error.to_string()));

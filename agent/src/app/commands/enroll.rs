@@ -1,6 +1,11 @@
 //! `enroll`: the options become one errand, whose outcome is told in full.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use jtnt_proto::admin::v1::{ReloadRequest, agent_service_client::AgentServiceClient};
 use jtntctl::{Exit, Failure, Io, Target};
@@ -11,7 +16,9 @@ use super::{config::failure, print};
 use crate::{
     app::cli::Enroll,
     config::{Config, Environment, load_or_default, merged},
-    enrol::{self, ConfigFile, Deps, EnrolError, Enrolled, HubCa, Options, RootPin, host_facts},
+    enrol::{
+        self, ConfigFile, Deps, EnrolError, Enrolled, HubCa, Input, Options, RootPin, host_facts,
+    },
     hub::Address,
     identity::RootSource,
     overview::VERSION,
@@ -45,6 +52,7 @@ pub(in crate::app) async fn run(
     let proxy = proxy.map_err(|e| Failure::new(Exit::Usage, "use hub_proxy", e.to_string()))?;
     let labels: BTreeMap<_, _> = asked.labels.into_iter().collect();
     let content = merged(&path, Some(&hub.to_string()), &labels).map_err(|e| failure(&e))?;
+    let written = told_of_config(&path, &content, &labels);
     let mut all_labels = before.labels.clone();
     all_labels.extend(labels);
     let options = Options {
@@ -60,7 +68,7 @@ pub(in crate::app) async fn run(
         hub_ca: asked.hub_ca.map(HubCa::File).or(asked.hub_ca_sha256.map(HubCa::Sha256)),
         labels: all_labels,
         host: host_facts(VERSION),
-        config: Some(ConfigFile { path, content }),
+        config: written.is_some().then_some(ConfigFile { path, content }),
         force: asked.force,
     };
     let metrics = Metrics::new(VERSION)
@@ -68,7 +76,21 @@ pub(in crate::app) async fn run(
     let deps = Deps { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy), metrics };
     let enrolled = Box::pin(enrol::enroll(options, deps)).await.map_err(|e| of_enrol(&e))?;
     let next = next_step(&before).await;
-    print(io, &told(&enrolled, next))
+    print(io, &told(&enrolled, written.as_deref(), next))
+}
+
+/// Which file is written, and what of it; nothing where it says all of it already.
+fn told_of_config(
+    path: &Path,
+    content: &[u8],
+    labels: &BTreeMap<String, String>,
+) -> Option<String> {
+    let there = durable::read(path, u64::try_from(content.len()).unwrap_or(u64::MAX));
+    if there.is_ok_and(|there| there == content) {
+        return None;
+    }
+    let what = if labels.is_empty() { "hub_url" } else { "hub_url and labels" };
+    Some(format!("{}: {what} written", path.display()))
 }
 
 /// A running agent takes the identity up at once when it is told to; it looks by itself, too.
@@ -111,16 +133,19 @@ fn token(asked: &Enroll, environment: Environment) -> Result<Zeroizing<String>, 
 
 /// Local faults and hubs that cannot be reached are told apart from a hub that says no.
 fn of_enrol(error: &EnrolError) -> Failure {
-    let exit = match error.reason.as_ref() {
-        "STORAGE" | "UNPLACED" | "UNRECORDED" | "AUDIT_KEY" | "TLS_KEY" => Exit::Io,
-        _ => Exit::No,
+    let exit = match (error.input, error.reason.as_ref()) {
+        (Some(Input::Denied), _) => Exit::Denied,
+        (Some(Input::Unreadable), _)
+        | (None, "STORAGE" | "UNPLACED" | "UNRECORDED" | "AUDIT_KEY" | "TLS_KEY") => Exit::Io,
+        (Some(Input::Wrong), _) => Exit::Usage,
+        (None, _) => Exit::No,
     };
     let mut failure = Failure::new(exit, "enrol", error.message.clone()).advise(error.advice);
     failure.reason = Some(error.reason.to_string());
     failure
 }
 
-fn told(enrolled: &Enrolled, next: &str) -> String {
+fn told(enrolled: &Enrolled, written: Option<&str>, next: &str) -> String {
     let source = match enrolled.root_source {
         RootSource::Pinned => "from outside the hub",
         RootSource::TrustedHub => {
@@ -129,11 +154,12 @@ fn told(enrolled: &Enrolled, next: &str) -> String {
     };
     format!(
         "Enrolled.\n\nAgent        {}\nCertificate  {}, valid until {}\nRoot         version {}, \
-         {source}\n             sha256 {}\n\n{next}\n",
+         {source}\n             sha256 {}\nConfig       {}\n\n{next}\n",
         enrolled.agent_id,
         enrolled.cert.serial,
         enrolled.cert.not_after,
         enrolled.root_version,
         enrolled.root_sha256,
+        written.unwrap_or("unchanged"),
     )
 }

@@ -11,7 +11,7 @@ use std::io;
 use jtntctl::{Exit, Failure, Io};
 
 /// Prints; whoever closed the pipe has seen enough.
-fn print(io: &mut Io, text: &str) -> Result<Exit, Failure> {
+pub(super) fn print(io: &mut Io, text: &str) -> Result<Exit, Failure> {
     match io.print(text.as_bytes()) {
         Ok(()) => Ok(Exit::Done),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),

@@ -30,13 +30,14 @@ pub(in crate::app) async fn run(path: PathBuf, io: &mut Io) -> Result<Exit, Fail
     identity::remove(&paths).map_err(|e| of_io("remove the identity", &e))?;
     durable::remove(&core.base.config.paths().policy())
         .map_err(|e| of_io("remove the policy", &e))?;
-    if path.exists() {
-        durable::replace(&path, &without, durable::PUBLIC)
+    let exists = path.exists();
+    if exists {
+        durable::replace(&path, &without, durable::mode_of(&path))
             .map_err(|e| of_io(&format!("write {}", path.display()), &e))?;
     }
     let kept = paths.data_dir.display();
-    print(
-        io,
-        &format!("This agent has left its hub. The audit log and its key stay below {kept}.\n"),
-    )
+    let config =
+        if exists { format!("\n{}: hub_url removed", path.display()) } else { String::new() };
+    let stays = format!("The audit log and its key stay below {kept}.");
+    print(io, &format!("This agent has left its hub. {stays}{config}\n"))
 }
