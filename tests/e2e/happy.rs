@@ -186,5 +186,5 @@ async fn an_agent_enrols_obeys_works_and_proves_it() {
     }
     assert_eq!(events.first(), Some(&"genesis"));
     assert_eq!(events.last(), Some(&"shutdown"));
-    assert_eq!(events.iter().filter(|e| **e == "policy_violation").count(), 1);
+    assert_eq!(events.iter().filter(|e| **e == "policy_violation").count(), 2);
 }

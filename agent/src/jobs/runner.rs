@@ -18,11 +18,11 @@ use super::{
     board::{Grant, Item, Live},
     core::Core,
     download, permit,
-    permit::{Opened, Permit},
+    permit::Permit,
     refuse::Refusal,
     upload,
     users::{self, Identity},
-    work,
+    work::{self, End, Ready},
 };
 use crate::{
     audit::Record,
@@ -33,7 +33,7 @@ use crate::{
     },
     platform::sweep::{self, Swept},
     runtime::tasks::Class,
-    shim::Shim,
+    shim::{Attempt, Shim},
     store::StoreError,
     trust::{Keyring, TrustError, Verified},
 };
@@ -90,6 +90,10 @@ impl Ended {
         Self::because(Outcome::Interrupted, "AGENT_STOPPED", message)
     }
 
+    pub(super) fn nothing_opened() -> Self {
+        Self::failed("NOTHING_OPENED", "the policy allowed it, but nothing was opened")
+    }
+
     pub(super) fn timed_out(after: Duration) -> Self {
         let message = format!("ended after its timeout of {} s", after.as_secs());
         Self::because(Outcome::Timeout, "TIMEOUT", message)
@@ -100,6 +104,7 @@ impl Ended {
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) core: Arc<Core>,
+    pub(super) attempt: Attempt,
     pub(super) identity: Arc<Identity>,
     pub(super) live: Live,
     pub(super) stop: CancellationToken,
@@ -118,7 +123,7 @@ pub(super) async fn run(core: Arc<Core>, shutdown: CancellationToken) {
             && core.board.counts().1 < core.config.max_concurrent
             && let Some(grant) = core.board.take()
         {
-            start(&core, grant, &shutdown);
+            start(&core, grant);
         }
         core.show();
         tokio::select! {
@@ -128,9 +133,9 @@ pub(super) async fn run(core: Arc<Core>, shutdown: CancellationToken) {
     }
 }
 
-fn start(core: &Arc<Core>, grant: Grant, shutdown: &CancellationToken) {
+fn start(core: &Arc<Core>, grant: Grant) {
     let id = grant.item.entry.job_id.clone();
-    spawn(core, id, attempt(Arc::clone(core), grant, shutdown.clone()));
+    spawn(core, id, attempt(Arc::clone(core), grant));
 }
 
 /// Stays with a job that began under an earlier run of the agent.
@@ -139,16 +144,10 @@ pub(super) fn resume(core: &Arc<Core>, entry: Entry, shim: Shim) {
     let grant = core.board.adopt(Item { entry, priority: Priority::Normal });
     let Grant { item: Item { mut entry, .. }, live } = grant;
     let user = entry.user.clone().unwrap_or_default();
-    let context = Arc::new(Context {
-        core: Arc::clone(core),
-        identity: Arc::new(users::of_running(&user, &core.pool)),
-        live,
-        stop: core.deps.tasks.shutdown(),
-        // Its shim knows, and how much it may write.
-        timeout: Duration::MAX,
-        output_bytes: 0,
-        file_bytes: None,
-    });
+    // How long it may run, and how much it may write, its shim knows.
+    let unlimited = Limits { timeout_seconds: Some(u64::MAX), ..Limits::default() };
+    let identity = users::of_running(&user, &core.pool);
+    let context = Context::of((core, &entry, live), identity, unlimited);
     spawn(core, id, async move {
         match work::supervise(&context, &mut entry, shim).await {
             Some(ended) => finish(&context, entry, ended).await,
@@ -185,7 +184,7 @@ impl Drop for EndsOnDrop {
     }
 }
 
-async fn attempt(core: Arc<Core>, grant: Grant, stop: CancellationToken) -> Result<(), StoreError> {
+async fn attempt(core: Arc<Core>, grant: Grant) -> Result<(), StoreError> {
     let Grant { item: Item { mut entry, .. }, live } = grant;
     let (keyring, job) = match verified(&core, &entry) {
         Ok(found) => found,
@@ -203,7 +202,7 @@ async fn attempt(core: Arc<Core>, grant: Grant, stop: CancellationToken) -> Resu
         let ended = Ended::cancelled();
         return core.conclude(entry, ended, caller_of(&live)).await;
     }
-    let (permit, identity) = prepare(&core, keyring, &job).await?;
+    let (mut permit, identity) = prepare(&core, keyring, &job).await?;
     if !permit.allowed {
         let refusal = Refusal::by_policy(&permit);
         return core.refuse_queued(entry, refusal).await;
@@ -214,37 +213,39 @@ async fn attempt(core: Arc<Core>, grant: Grant, stop: CancellationToken) -> Resu
     entry.policy_version = permit.policy_version;
     entry.rule.clone_from(&permit.rule);
     let identity = match identity {
-        Ok(identity) => Arc::new(identity),
+        Ok(identity) => identity,
         Err(none) => {
             let ended = Ended::failed(none.reason(), none.to_string());
             return core.conclude(entry, ended, None).await;
         }
     };
-    if let Err(ended) = record_start(&core, &mut entry, &job, &permit, &identity).await? {
+    let limits = within(job.get().limits, permit.limits);
+    let context = Context::of((&core, &entry, live), identity, limits);
+    // What is slow is done side by side; nothing begins before it is on disk that it is about to.
+    let (work, opened) = (&job.get().work, permit.opened.take());
+    let recorded = record_start(&core, &mut entry, &job, &permit, &context.identity);
+    let (recorded, ready) = tokio::join!(recorded, work::ready(&context, work, opened));
+    if let Err(ended) = recorded? {
         return core.conclude(entry, ended, None).await;
     }
     // Never the command: arguments may hold secrets, and the log has other readers than the audit.
     tracing::info!(job_id = %entry.job_id, "type" = entry.kind, rule = entry.rule, "job started");
-    let context = context(&core, &job, &permit, (identity, live), stop);
-    perform(context, entry, &job, permit).await
+    perform(&context, entry, work, ready).await
 }
 
-fn context(
-    core: &Arc<Core>,
-    job: &Verified<Job>,
-    permit: &Permit,
-    (identity, live): (Arc<Identity>, Live),
-    stop: CancellationToken,
-) -> Context {
-    let limits = within(job.get().limits, permit.limits);
-    Context {
-        core: Arc::clone(core),
-        identity,
-        live,
-        stop,
-        timeout: limits.timeout_seconds.map_or(DEFAULT_TIMEOUT, Duration::from_secs),
-        output_bytes: limits.output_bytes.unwrap_or(DEFAULT_OUTPUT_BYTES),
-        file_bytes: limits.file_bytes,
+impl Context {
+    fn of(grant: (&Arc<Core>, &Entry, Live), identity: Identity, limits: Limits) -> Arc<Self> {
+        let (core, entry, live) = grant;
+        Arc::new(Self {
+            core: Arc::clone(core),
+            attempt: work::attempt_of(core, entry),
+            identity: Arc::new(identity),
+            live,
+            stop: core.deps.tasks.shutdown(),
+            timeout: limits.timeout_seconds.map_or(DEFAULT_TIMEOUT, Duration::from_secs),
+            output_bytes: limits.output_bytes.unwrap_or(DEFAULT_OUTPUT_BYTES),
+            file_bytes: limits.file_bytes,
+        })
     }
 }
 
@@ -347,53 +348,45 @@ fn started(entry: &Entry, job: &Verified<Job>, permit: &Permit) -> Record {
 }
 
 async fn perform(
-    context: Context,
+    context: &Arc<Context>,
     mut entry: Entry,
-    job: &Verified<Job>,
-    permit: Permit,
+    work: &Work,
+    ready: Ready,
 ) -> Result<(), StoreError> {
-    let core = Arc::clone(&context.core);
-    let began = core.deps.clock.uptime();
-    let context = Arc::new(context);
-    let ended = match (&job.get().work, permit.opened) {
-        (Work::Exec(exec), Some(Opened::Program(program))) => {
-            let start = work::of_exec(&context, &entry, exec, program);
-            work::run(&context, &mut entry, start).await
+    let clock = &context.core.deps.clock;
+    let began = clock.uptime();
+    let ended = match (work, ready) {
+        (_, Ready::Program(prepared)) => work::run(context, &mut entry, *prepared).await,
+        (Work::Download(asked), Ready::Destination(to)) => {
+            let transfer = download::run(context, &entry.job_id, asked, to);
+            Some((bounded(context, transfer).await, None))
         }
-        (Work::Script(script), Some(Opened::Program(program))) => {
-            match work::of_script(&context, &entry, script, program).await {
-                Ok(start) => work::run(&context, &mut entry, start).await,
-                Err(ended) => Some(ended),
-            }
+        (Work::Upload(asked), Ready::Source(from)) => {
+            let transfer = upload::run(context, &entry.job_id, asked, from);
+            Some((bounded(context, transfer).await, None))
         }
-        (Work::Download(asked), Some(Opened::Destination(to))) => {
-            Some(bounded(&context, download::run(&context, &entry.job_id, asked, to)).await)
-        }
-        (Work::Upload(asked), Some(Opened::Source(from))) => {
-            Some(bounded(&context, upload::run(&context, &entry.job_id, asked, from)).await)
-        }
-        _ => {
-            let message = "the policy allowed it, but nothing was opened";
-            Some(Ended::failed("NOTHING_OPENED", message))
-        }
+        (_, Ready::Never(ended)) => Some((*ended, None)),
+        (_, Ready::Stopped) => None,
+        (_, Ready::Destination(_) | Ready::Source(_)) => Some((Ended::nothing_opened(), None)),
     };
-    // Otherwise the agent stops: the job goes on, and the next start finds it.
+    // Otherwise the agent stops: the job goes on, or has not begun, and the next start finds it.
     let Some(ended) = ended else { return Ok(()) };
-    let took = core.deps.clock.uptime().saturating_sub(began).as_millis();
+    let took = clock.uptime().saturating_sub(began).as_millis();
     entry.duration_ms.get_or_insert(u64::try_from(took).unwrap_or(u64::MAX));
-    finish(&context, entry, ended).await
+    finish(context, entry, ended).await
 }
 
 /// What is to be done at the end of every job.
-async fn finish(context: &Context, entry: Entry, ended: Ended) -> Result<(), StoreError> {
-    let (core, attempt) = (&context.core, work::attempt_of(&context.core, &entry));
+async fn finish(context: &Context, entry: Entry, (ended, shim): End) -> Result<(), StoreError> {
+    let core = &context.core;
     let took = Duration::from_millis(entry.duration_ms.unwrap_or(0)).as_secs_f64();
     core.deps.metrics.job_duration.with_label_values(&[&entry.kind]).observe(took);
     sweep(context, &entry.job_id).await;
-    let is_program = entry.process.as_ref().is_some_and(|process| process.pid != 0);
     core.conclude(entry, ended, caller_of(&context.live)).await?;
-    if is_program {
-        attempt.forget();
+    if let Some(shim) = shim
+        && let Err(error) = tokio::task::spawn_blocking(move || shim.forget()).await
+    {
+        tracing::warn!(%error, "files of a job stay");
     }
     Ok(())
 }

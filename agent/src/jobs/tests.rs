@@ -405,11 +405,13 @@ async fn a_job_goes_on_while_its_agent_does_not() {
     // Its end is not awaited by an agent this time.
     assert!(desk.tasks.drain(std::time::Duration::from_secs(20)).await.is_empty());
     let desk = desk.again(&rules());
-    let mut shim =
-        Shim::find(work::attempt_of(&desk.core, &desk.entry("goes-on"))).unwrap().unwrap();
+    let shim = Shim::find(work::attempt_of(&desk.core, &desk.entry("goes-on"))).unwrap().unwrap();
     shim.terminate();
     shim.ended().await.unwrap();
-    assert!(matches!(shim.left().unwrap(), crate::shim::Left::Exit(_)));
+    assert!(matches!(
+        work::attempt_of(&desk.core, &desk.entry("goes-on")).left().unwrap(),
+        crate::shim::Left::Exit(_)
+    ));
     recovery::recover(&desk.core).await.unwrap();
     assert_eq!(desk.entry("goes-on").state, State::Finished(Outcome::Cancelled));
     assert_eq!(events(&desk, "goes-on"), ["job_started", "job_executed"]);

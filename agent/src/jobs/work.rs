@@ -4,21 +4,22 @@ use std::{collections::BTreeMap, fs::File, io, path::Path, sync::Arc, time::Dura
 
 use jtnt_proto::{
     hub::{JobStatusState, Outcome, Output},
-    job::{Exec, Script},
+    job::{Script, Work},
 };
 use tokio::time::{sleep, timeout};
 
 use super::{
     core::Core,
     download,
+    permit::Opened,
     report::Report,
     runner::{Context, Ended},
 };
 use crate::{
     domain::job::{Entry, Reject, State},
-    gate::Program,
+    gate::{Destination, Program, Source},
     platform::process::{self, JOB_VARIABLE},
-    shim::{self, Attempt, Cause, Exit, Left, Order, Shim, Stream, Unstarted},
+    shim::{self, Attempt, Cause, Exit, Left, Order, Prepared, Shim, Stream, Unstarted},
 };
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -30,54 +31,79 @@ const NEWS_AFTER: Duration = Duration::from_millis(250);
 /// dies meanwhile, the next start finds the job by its files all the same.
 const RECORD_AFTER: Duration = Duration::from_millis(25);
 
-/// A program to be started with everything it needs.
+/// Everything that a job needs is at hand. Nothing of it has begun.
 #[derive(Debug)]
-pub(super) struct Start {
-    order: Order,
-    program: Program,
-    script: Option<File>,
+pub(super) enum Ready {
+    /// A program, or a script's interpreter, waits for its word.
+    Program(Box<Prepared>),
+    Destination(Destination),
+    Source(Source),
+    /// It cannot begin.
+    Never(Box<Ended>),
+    /// The agent stops.
+    Stopped,
 }
 
-pub(super) fn of_exec(context: &Context, entry: &Entry, exec: &Exec, program: Program) -> Start {
-    let order = order(context, entry, &program, (&exec.args, &exec.env, exec.cwd.as_deref()));
-    Start { order, program, script: None }
+/// Gets everything ready. Dropped meanwhile, nothing of it stays.
+pub(super) async fn ready(context: &Arc<Context>, work: &Work, opened: Option<Opened>) -> Ready {
+    match (work, opened) {
+        (Work::Exec(exec), Some(Opened::Program(program))) => {
+            let order = order(context, &program, (&exec.args, &exec.env, exec.cwd.as_deref()));
+            prepare(context, order, program, None).await
+        }
+        (Work::Script(script), Some(Opened::Program(program))) => {
+            let fetched = tokio::select! {
+                fetched = fetch(context, script) => fetched,
+                () = sleep(context.timeout) => Err(Ended::timed_out(context.timeout)),
+                () = context.live.cancel.cancelled() => Err(Ended::cancelled()),
+                () = context.stop.cancelled() => return Ready::Stopped,
+            };
+            let parts = (&script.args[..], &script.env, script.cwd.as_deref());
+            match fetched {
+                Ok(copy) => {
+                    let order = order(context, &program, parts);
+                    prepare(context, order, program, Some(copy)).await
+                }
+                Err(ended) => Ready::Never(Box::new(ended)),
+            }
+        }
+        (_, Some(Opened::Destination(to))) => Ready::Destination(to),
+        (_, Some(Opened::Source(from))) => Ready::Source(from),
+        (_, Some(Opened::Program(_)) | None) => Ready::Never(Box::new(Ended::nothing_opened())),
+    }
 }
 
-/// Fetches the script into memory that nobody can change.
-pub(super) async fn of_script(
-    context: &Arc<Context>,
-    entry: &Entry,
-    script: &Script,
-    program: Program,
-) -> Result<Start, Ended> {
-    let fetch = async {
-        let content = download::fetch(context, script.content).await?;
-        process::sealed("jtnt-script", &content)
-            .map_err(|e| Ended::failed("SCRIPT_COPY", format!("no memory for the script: {e}")))
-    };
-    let copy = tokio::select! {
-        copy = fetch => copy?,
-        () = sleep(context.timeout) => return Err(Ended::timed_out(context.timeout)),
-        () = context.live.cancel.cancelled() => return Err(Ended::cancelled()),
-        () = context.stop.cancelled() => return Err(Ended::stopped()),
-    };
-    let order = order(context, entry, &program, (&script.args, &script.env, script.cwd.as_deref()));
-    Ok(Start { order, program, script: Some(copy) })
+/// Fetches a script into memory that nobody can change.
+async fn fetch(context: &Arc<Context>, script: &Script) -> Result<File, Ended> {
+    let content = download::fetch(context, script.content).await?;
+    process::sealed("jtnt-script", &content)
+        .map_err(|e| Ended::failed("SCRIPT_COPY", format!("no memory for the script: {e}")))
+}
+
+async fn prepare(context: &Context, order: Order, program: Program, script: Option<File>) -> Ready {
+    let (launcher, attempt) = (context.core.deps.launcher.clone(), context.attempt.clone());
+    let prepared = tokio::task::spawn_blocking(move || {
+        launcher.prepare(&order, &program, script.as_ref()).inspect_err(|_| attempt.forget())
+    });
+    match prepared.await {
+        Ok(Ok(prepared)) => Ready::Program(Box::new(prepared)),
+        Ok(Err(unstarted)) => {
+            Ready::Never(Box::new(Ended::failed(unstarted.reason(), unstarted.message)))
+        }
+        Err(error) => Ready::Never(Box::new(Ended::failed("CANNOT_START", error.to_string()))),
+    }
 }
 
 fn order(
     context: &Context,
-    entry: &Entry,
     program: &Program,
     (args, env, cwd): (&[String], &BTreeMap<String, String>, Option<&str>),
 ) -> Order {
     Order {
-        job_id: entry.job_id.to_string(),
-        attempt: entry.attempt,
-        dir: context.core.job_dir(&entry.job_id),
+        attempt: context.attempt.clone(),
         argv0: program.canonical.clone(),
         args: args.to_vec(),
-        env: environment(context, entry, env),
+        env: environment(context, env),
         cwd: cwd.unwrap_or("/").to_owned(),
         account: context.identity.account.clone(),
         file_bytes: context.file_bytes,
@@ -88,11 +114,7 @@ fn order(
 }
 
 /// Nothing of the agent's own environment; what the policy let the job ask for goes on top.
-fn environment(
-    context: &Context,
-    entry: &Entry,
-    asked: &BTreeMap<String, String>,
-) -> BTreeMap<String, String> {
+fn environment(context: &Context, asked: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let account = &context.identity.account;
     let home = account.home.to_string_lossy().into_owned();
     let base = [
@@ -104,26 +126,22 @@ fn environment(
     ];
     let mut env: BTreeMap<_, _> = base.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
     env.extend(asked.clone());
-    env.insert(JOB_VARIABLE.to_owned(), entry.job_id.to_string());
+    env.insert(JOB_VARIABLE.to_owned(), context.attempt.job_id());
     env
 }
 
-/// Starts a program and stays with it to its end; `None` when the agent stops first, which is no
-/// end of the job.
-pub(super) async fn run(context: &Arc<Context>, entry: &mut Entry, start: Start) -> Option<Ended> {
-    let launcher = context.core.deps.launcher.clone();
-    let Start { order, program, script } = start;
-    let started = tokio::task::spawn_blocking(move || {
-        let prepared = launcher.prepare(&order, &program, script.as_ref())?;
-        prepared.go().map_err(|error| Unstarted::gone(&error))
-    });
-    match started.await {
-        Ok(Ok(shim)) => supervise(context, entry, shim).await,
-        Ok(Err(unstarted)) => {
-            attempt_of(&context.core, entry).forget();
-            Some(Ended::failed(unstarted.reason(), unstarted.message))
+/// How a job ended, and its shim, which is still to be taken leave of.
+pub(super) type End = (Ended, Option<Shim>);
+
+/// Lets a program begin and stays with it to its end; `None` when the agent stops first, which is
+/// no end of the job.
+pub(super) async fn run(context: &Context, entry: &mut Entry, prepared: Prepared) -> Option<End> {
+    match prepared.go() {
+        Ok(shim) => supervise(context, entry, shim).await,
+        Err(error) => {
+            let unstarted = Unstarted::gone(&error);
+            Some((Ended::failed(unstarted.reason(), unstarted.message), None))
         }
-        Err(error) => Some(Ended::failed("CANNOT_START", error.to_string())),
     }
 }
 
@@ -133,11 +151,7 @@ pub(super) fn attempt_of(core: &Core, entry: &Entry) -> Attempt {
 }
 
 /// Stays with a job that runs; `None` when the agent stops first.
-pub(super) async fn supervise(
-    context: &Context,
-    entry: &mut Entry,
-    mut shim: Shim,
-) -> Option<Ended> {
+pub(super) async fn supervise(context: &Context, entry: &mut Entry, shim: Shim) -> Option<End> {
     entry.state = State::Running;
     entry.process = Some(shim.process().clone());
     let why = until_end(context, entry, &shim).await;
@@ -151,9 +165,9 @@ pub(super) async fn supervise(
     if !matches!(timeout(patience, shim.ended()).await, Ok(Ok(()))) {
         shim.kill();
     }
-    let attempt = attempt_of(&context.core, entry);
+    let attempt = context.attempt.clone();
     let read = tokio::task::spawn_blocking(move || {
-        let left = shim.left();
+        let left = attempt.left();
         let outputs = match &left {
             Ok(Left::Exit(exit)) => outputs(attempt.dir(), exit),
             _ => [None, None],
@@ -161,10 +175,10 @@ pub(super) async fn supervise(
         (left, outputs)
     });
     let (left, outputs) = match read.await {
-        Ok((left, outputs)) => (left, outputs),
+        Ok(read) => read,
         Err(error) => (Err(io::Error::other(error)), [None, None]),
     };
-    Some(conclusion(entry, why, left, outputs))
+    Some((conclusion(entry, why, left, outputs), Some(shim)))
 }
 
 /// Both outputs as a result carries them. Blocks.

@@ -34,7 +34,7 @@ impl Watched {
     /// # Errors
     /// When the system cannot tell.
     pub async fn ended(&self) -> io::Result<()> {
-        watched(self.0.as_fd())?.readable().await.map(drop)
+        readable(self.0.as_fd()).await
     }
 
     /// Sends a signal, if it is still there.
@@ -45,6 +45,14 @@ impl Watched {
             tracing::warn!(%error, "a process got no signal");
         }
     }
+}
+
+/// Waits until there is something to read, or the other side is closed.
+///
+/// # Errors
+/// When the system cannot tell.
+pub async fn readable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    watched(fd)?.readable().await.map(drop)
 }
 
 /// Registers a descriptor with the runtime for as long as it is borrowed.

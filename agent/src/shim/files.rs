@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::order::{Exit, MAX_EXIT_BYTES};
 use crate::runtime::{
     durable::{self, PRIVATE},
@@ -12,7 +14,7 @@ use crate::runtime::{
 };
 
 /// One run of one job.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     dir: PathBuf,
     number: u32,
@@ -40,6 +42,12 @@ impl Attempt {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The job's name, which is the folder's.
+    #[must_use]
+    pub fn job_id(&self) -> String {
+        self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     fn lock_file(&self) -> PathBuf {

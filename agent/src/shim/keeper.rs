@@ -12,8 +12,7 @@ use std::{
 };
 
 use super::{
-    files::Attempt,
-    launch::{GO, receive},
+    launch::{DONE, GO, receive},
     order::{Answer, Cause, Exit, Kept, MAX_ORDER_BYTES, Order, Unstarted, WITH_COPY, WITH_SCRIPT},
     output::{Sink, Stream},
 };
@@ -106,7 +105,6 @@ fn accept(line: &UnixStream) -> io::Result<(Order, Things)> {
 
 struct Keeper {
     order: Order,
-    attempt: Attempt,
     space: Space,
     payload: Payload,
     signals: Signals,
@@ -116,15 +114,14 @@ struct Keeper {
 
 impl Keeper {
     fn prepare(order: Order, things: Things) -> Result<Self, Unstarted> {
-        let attempt = Attempt::new(order.dir.clone(), order.attempt);
-        let lock = attempt.lock().map_err(|e| Unstarted::start(e.to_string()))?;
+        let lock = order.attempt.lock().map_err(|e| Unstarted::start(e.to_string()))?;
         let system = |what: &str, e: &io::Error| Unstarted::start(format!("{what}: {e}"));
         // What is meant for the agent's terminal is not meant for its jobs.
         rustix::process::setsid().map_err(|e| system("setsid", &e.into()))?;
         let signals = Signals::new().map_err(|e| system("signals", &e))?;
         let space = Space::enter().map_err(|e| system("namespace", &e))?;
         let payload = process::fork(&launch(&order, things, space.is_closed()))?;
-        Ok(Self { order, attempt, space, payload, signals, _lock: lock })
+        Ok(Self { order, space, payload, signals, _lock: lock })
     }
 
     /// Ends without having run anything.
@@ -135,7 +132,7 @@ impl Keeper {
 
     fn run(mut self, line: &UnixStream) -> io::Result<()> {
         let began = SystemClock.uptime();
-        self.attempt.mark()?;
+        self.order.attempt.mark()?;
         let mut streams = Streams::of(&mut self.payload, &self.order)?;
         let cause = match self.payload.begin() {
             Err(error) => Cause::Unstarted(error.into()),
@@ -155,7 +152,9 @@ impl Keeper {
         let (timeout, finished_at) = (self.order.timeout, SystemClock.now());
         let exit = Exit { cause, code, signal, timeout, finished_at, duration, stdout, stderr };
         // The other end is closed once the agent is gone, and nobody will take this over soon.
-        self.attempt.leave(&exit, is_ready(line.as_fd()))
+        self.order.attempt.leave(&exit, is_ready(line.as_fd()))?;
+        let _nobody_may_listen = (&mut &*line).write(&[DONE]);
+        Ok(())
     }
 
     /// Stays with the program until it has ended or must be killed.
@@ -214,7 +213,7 @@ impl Streams {
         for pipe in &pipes {
             rustix::io::ioctl_fionbio(pipe, true)?;
         }
-        let sink = |stream| Sink::new(&order.dir, stream, order.output_bytes);
+        let sink = |stream| Sink::new(order.attempt.dir(), stream, order.output_bytes);
         let sinks = [Stream::Stdout, Stream::Stderr].map(sink);
         let pipes = pipes.map(|pipe| Some(File::from(pipe)));
         Ok(Self { pipes, sinks, chunk: vec![0; CHUNK_BYTES] })

@@ -17,13 +17,13 @@ use std::{
 use rustix::{
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+        SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
     },
     process::Signal,
 };
 
 use super::{
-    files::{Attempt, Left},
+    files::Attempt,
     keeper::WORD,
     order::{Answer, MAX_EXIT_BYTES, Order, Unstarted, WITH_COPY, WITH_SCRIPT},
 };
@@ -32,7 +32,7 @@ use crate::{
     gate::Program,
     platform::{
         process::{JOB_VARIABLE, sealed},
-        watch::Watched,
+        watch::{Watched, readable},
     },
     runtime::lock::LockError,
 };
@@ -40,7 +40,10 @@ use crate::{
 /// How long a shim may take to get everything ready. It opens folders as the job's user, who may
 /// have made them slow.
 const READY_TIME: Duration = Duration::from_secs(30);
+/// The agent's word that the program may begin.
 pub(super) const GO: u8 = b'!';
+/// The shim's word that it has written down how it ended.
+pub(super) const DONE: u8 = b'.';
 /// Descriptors of one message.
 const MAX_FDS: usize = 4;
 
@@ -105,16 +108,16 @@ impl Launcher {
         // Nothing here may make the library fork: an agent has much to copy.
         command
             .args(&self.args)
-            .arg(&order.job_id)
+            .arg(order.attempt.job_id())
             .env_clear()
-            .env(JOB_VARIABLE, &order.job_id)
+            .env(JOB_VARIABLE, order.attempt.job_id())
             .current_dir("/")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let child = command.spawn()?;
         drop(command);
-        let mut prepared = Prepared { child: Some(child), line, attempt: order.attempt() };
+        let mut prepared = Prepared { child: Some(child), line, attempt: order.attempt.clone() };
         let mut with = 0;
         let mut fds = vec![body.as_fd(), program.file.as_fd()];
         if let Some(copy) = &program.copy {
@@ -240,6 +243,14 @@ impl Shim {
     /// # Errors
     /// When the system cannot tell.
     pub async fn ended(&self) -> io::Result<()> {
+        if let Some(line) = &self.line {
+            readable(line.as_fd()).await?;
+            // The shim's own end takes a moment more, which is nothing to wait for.
+            if let Ok(1) = recv(line, &mut [0], RecvFlags::DONTWAIT | RecvFlags::PEEK).map(|r| r.1)
+            {
+                return Ok(());
+            }
+        }
         self.end.ended().await
     }
 
@@ -253,23 +264,13 @@ impl Shim {
         self.end.signal(Signal::KILL);
     }
 
-    /// How the job ended, once [`Self::ended`] has returned. Blocks for a moment.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn left(&mut self) -> io::Result<Left> {
-        if let Some(child) = &mut self.child {
-            child.wait()?;
+    /// Takes leave of a shim whose job has ended, and removes its files. Blocks until it is gone.
+    pub fn forget(mut self) {
+        if let Some(child) = &mut self.child
+            && let Err(error) = child.wait()
+        {
+            tracing::warn!(%error, "a shim was not reaped");
         }
-        drop(self.line.take());
-        self.attempt.left()
-    }
-}
-
-impl Order {
-    /// Which run this is an order for.
-    #[must_use]
-    pub fn attempt(&self) -> Attempt {
-        Attempt::new(self.dir.clone(), self.attempt)
+        self.attempt.forget();
     }
 }

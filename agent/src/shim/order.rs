@@ -1,12 +1,13 @@
 //! What an agent and a shim tell each other. Both are the same binary in most cases; an update
 //! leaves shims of the version before it running, so fields are added, never changed.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use jtnt_proto::bytes::Hash;
 use serde::{Deserialize, Serialize};
 
+use super::files::Attempt;
 use crate::platform::{account::Account, process::LaunchError};
 
 /// The most that an order may measure: a signed job has a bound, and this is well above it.
@@ -17,12 +18,8 @@ pub(super) const MAX_EXIT_BYTES: u64 = 64 << 10;
 /// A program to run, to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// The job, by its name.
-    pub job_id: String,
-    /// Which run of it.
-    pub attempt: u32,
-    /// The job's folder.
-    pub dir: PathBuf,
+    /// Which run of which job.
+    pub attempt: Attempt,
     /// The program's path, and the name it is told.
     pub argv0: String,
     /// Arguments after the name, and after the script where there is one.

@@ -27,9 +27,7 @@ impl Job {
     fn of(script: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let order = Order {
-            job_id: "t-shim".into(),
-            attempt: 1,
-            dir: dir.path().join("job"),
+            attempt: Attempt::new(dir.path().join("job"), 1),
             argv0: std::fs::canonicalize("/bin/sh").unwrap().to_str().unwrap().to_owned(),
             args: vec!["-c".into(), script.into()],
             env: [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into(),
@@ -58,7 +56,7 @@ impl Job {
     }
 
     async fn run(&self) -> Exit {
-        exit(left(&mut self.go()).await)
+        exit(left(self, &self.go()).await)
     }
 
     fn written(&self, name: &str) -> String {
@@ -79,9 +77,9 @@ impl Job {
     }
 }
 
-async fn left(shim: &mut Shim) -> Left {
+async fn left(job: &Job, shim: &Shim) -> Left {
     tokio::time::timeout(Duration::from_secs(20), shim.ended()).await.unwrap().unwrap();
-    shim.left().unwrap()
+    job.order.attempt.left().unwrap()
 }
 
 fn exit(left: Left) -> Exit {
@@ -101,11 +99,11 @@ async fn what_a_job_wrote_and_how_it_ended_is_written_down() {
     let job = Job::of("printf out; printf error >&2; exit 7");
     let exit = job.run().await;
     assert_eq!((exit.cause, exit.code, exit.signal), (Cause::Ended, Some(7), None));
-    let dir = &job.order.dir;
+    let dir = job.order.attempt.dir();
     let out = output(dir, Stream::Stdout, exit.stdout.unwrap());
     let err = output(dir, Stream::Stderr, exit.stderr.unwrap());
     assert_eq!((&out.head.0[..], &err.head.0[..]), (&b"out"[..], &b"error"[..]));
-    let attempt = job.order.attempt();
+    let attempt = &job.order.attempt;
     assert_eq!(std::fs::read_dir(dir).unwrap().count(), 5);
     attempt.forget();
     assert_eq!(std::fs::read_dir(dir).unwrap().count(), 2, "the output stays");
@@ -116,15 +114,15 @@ async fn what_a_job_wrote_and_how_it_ended_is_written_down() {
 async fn a_silent_job_leaves_nothing_behind() {
     let job = Job::of("true");
     assert_eq!(job.run().await.stdout, None);
-    job.order.attempt().forget();
-    assert!(!job.order.dir.exists());
+    job.order.attempt.forget();
+    assert!(!job.order.attempt.dir().exists());
 }
 
 #[tokio::test]
 async fn without_a_go_nothing_runs() {
     let job = Job::of("echo ran > trace");
     drop(job.prepare(None).unwrap());
-    assert_eq!(job.order.attempt().left().unwrap(), Left::Nothing);
+    assert_eq!(job.order.attempt.left().unwrap(), Left::Nothing);
     assert_eq!(job.written("trace"), "");
     // And what was not run can be.
     assert_eq!(job.run().await.code, Some(0));
@@ -135,19 +133,19 @@ async fn without_a_go_nothing_runs() {
 async fn nothing_begins_twice() {
     let job = Job::of("echo ran >> trace");
     job.run().await;
-    let mut second = job.go();
-    exit(left(&mut second).await);
+    let second = job.go();
+    exit(left(&job, &second).await);
     assert_eq!(job.written("trace"), "ran\n");
 }
 
 #[tokio::test]
 async fn two_shims_do_not_keep_one_run() {
     let job = Job::of("sleep 600");
-    let mut first = job.go();
+    let first = job.go();
     let refused = job.prepare(None).unwrap_err();
     assert!(refused.message.contains("is held by jtnt-agent shim"), "{refused}");
     first.terminate();
-    assert_eq!(exit(left(&mut first).await).cause, Cause::Terminated);
+    assert_eq!(exit(left(&job, &first).await).cause, Cause::Terminated);
 }
 
 #[tokio::test]
@@ -176,16 +174,16 @@ async fn another_agent_finds_the_shim_and_how_the_job_ended() {
     let first = job.go();
     job.says("pid").await;
     drop(first);
-    let mut second = Shim::find(job.order.attempt()).unwrap().unwrap();
-    assert_eq!(job.order.attempt().left().unwrap(), Left::Started);
+    let second = Shim::find(job.order.attempt.clone()).unwrap().unwrap();
+    assert_eq!(job.order.attempt.left().unwrap(), Left::Started);
     tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(fifo))
         .await
         .unwrap()
         .map(|mut fifo| std::io::Write::write_all(&mut fifo, b"found\n").unwrap())
         .unwrap();
-    let exit = exit(left(&mut second).await);
+    let exit = exit(left(&job, &second).await);
     assert_eq!((exit.code, exit.stdout.unwrap().total), (Some(0), 6));
-    assert!(Shim::find(job.order.attempt()).unwrap().is_none());
+    assert!(Shim::find(job.order.attempt.clone()).unwrap().is_none());
 }
 
 /// Everything a job can do to stay: sessions, orphans, signals, stopped processes, and forks that
@@ -203,10 +201,12 @@ async fn nothing_of_a_job_outlives_it() {
         eprintln!("not root: nothing holds all of a job's processes together");
         return;
     }
-    let mut shim = job.go();
-    let exit = exit(left(&mut shim).await);
+    let shim = job.go();
+    let exit = exit(left(&job, &shim).await);
     assert_eq!((exit.cause, exit.code), (Cause::Ended, Some(0)));
-    assert!(!alive(&shim.process().pid.to_string()));
+    let pid = shim.process().pid;
+    shim.forget();
+    assert!(!alive(&pid.to_string()));
     // Numbers of another namespace say little here: nothing is left that was started in the folder.
     let here = job.dir.path().canonicalize().unwrap();
     let inside = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
@@ -219,7 +219,7 @@ async fn nothing_of_a_job_outlives_it() {
 #[tokio::test]
 async fn a_shim_that_is_killed_takes_its_job_with_it() {
     let job = Job::of("echo ready > ready; exec sleep 600");
-    let mut shim = job.go();
+    let shim = job.go();
     job.says("ready").await;
     let here = job.dir.path().canonicalize().unwrap();
     let inside = || {
@@ -229,7 +229,7 @@ async fn a_shim_that_is_killed_takes_its_job_with_it() {
     };
     assert_eq!(inside(), 1);
     shim.kill();
-    assert_eq!(left(&mut shim).await, Left::Started);
+    assert_eq!(left(&job, &shim).await, Left::Started);
     let gone = async {
         while inside() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -243,8 +243,8 @@ async fn a_script_is_read_by_its_descriptor() {
     let mut job = Job::of("");
     job.order.args = vec!["x".into()];
     let script = sealed("t", b"echo from the script $1 > trace").unwrap();
-    let mut shim = job.prepare(Some(&script)).unwrap().go().unwrap();
-    assert_eq!(exit(left(&mut shim).await).code, Some(0));
+    let shim = job.prepare(Some(&script)).unwrap().go().unwrap();
+    assert_eq!(exit(left(&job, &shim).await).code, Some(0));
     assert_eq!(job.written("trace"), "from the script x\n");
 }
 
