@@ -22,7 +22,7 @@ use super::{
     refuse::Refusal,
     upload,
     users::{self, Identity},
-    work::{self, End, Ready},
+    work::{self, Ready},
 };
 use crate::{
     audit::Record,
@@ -359,15 +359,15 @@ async fn perform(
         (_, Ready::Program(prepared)) => work::run(context, &mut entry, *prepared).await,
         (Work::Download(asked), Ready::Destination(to)) => {
             let transfer = download::run(context, &entry.job_id, asked, to);
-            Some((bounded(context, transfer).await, None))
+            Some(bounded(context, transfer).await)
         }
         (Work::Upload(asked), Ready::Source(from)) => {
             let transfer = upload::run(context, &entry.job_id, asked, from);
-            Some((bounded(context, transfer).await, None))
+            Some(bounded(context, transfer).await)
         }
-        (_, Ready::Never(ended)) => Some((*ended, None)),
+        (_, Ready::Never(ended)) => Some(*ended),
         (_, Ready::Stopped) => None,
-        (_, Ready::Destination(_) | Ready::Source(_)) => Some((Ended::nothing_opened(), None)),
+        (_, Ready::Destination(_) | Ready::Source(_)) => Some(Ended::nothing_opened()),
     };
     // Otherwise the agent stops: the job goes on, or has not begun, and the next start finds it.
     let Some(ended) = ended else { return Ok(()) };
@@ -377,16 +377,15 @@ async fn perform(
 }
 
 /// What is to be done at the end of every job.
-async fn finish(context: &Context, entry: Entry, (ended, shim): End) -> Result<(), StoreError> {
+async fn finish(context: &Context, entry: Entry, ended: Ended) -> Result<(), StoreError> {
     let core = &context.core;
     let took = Duration::from_millis(entry.duration_ms.unwrap_or(0)).as_secs_f64();
     core.deps.metrics.job_duration.with_label_values(&[&entry.kind]).observe(took);
     sweep(context, &entry.job_id).await;
+    let is_program = entry.process.as_ref().is_some_and(|process| process.pid != 0);
     core.conclude(entry, ended, caller_of(&context.live)).await?;
-    if let Some(shim) = shim
-        && let Err(error) = tokio::task::spawn_blocking(move || shim.forget()).await
-    {
-        tracing::warn!(%error, "files of a job stay");
+    if is_program {
+        context.attempt.forget();
     }
     Ok(())
 }

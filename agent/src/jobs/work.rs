@@ -130,17 +130,14 @@ fn environment(context: &Context, asked: &BTreeMap<String, String>) -> BTreeMap<
     env
 }
 
-/// How a job ended, and its shim, which is still to be taken leave of.
-pub(super) type End = (Ended, Option<Shim>);
-
 /// Lets a program begin and stays with it to its end; `None` when the agent stops first, which is
 /// no end of the job.
-pub(super) async fn run(context: &Context, entry: &mut Entry, prepared: Prepared) -> Option<End> {
+pub(super) async fn run(context: &Context, entry: &mut Entry, prepared: Prepared) -> Option<Ended> {
     match prepared.go() {
         Ok(shim) => supervise(context, entry, shim).await,
         Err(error) => {
             let unstarted = Unstarted::gone(&error);
-            Some((Ended::failed(unstarted.reason(), unstarted.message), None))
+            Some(Ended::failed(unstarted.reason(), unstarted.message))
         }
     }
 }
@@ -151,7 +148,7 @@ pub(super) fn attempt_of(core: &Core, entry: &Entry) -> Attempt {
 }
 
 /// Stays with a job that runs; `None` when the agent stops first.
-pub(super) async fn supervise(context: &Context, entry: &mut Entry, shim: Shim) -> Option<End> {
+pub(super) async fn supervise(context: &Context, entry: &mut Entry, shim: Shim) -> Option<Ended> {
     entry.state = State::Running;
     entry.process = Some(shim.process().clone());
     let why = until_end(context, entry, &shim).await;
@@ -178,7 +175,7 @@ pub(super) async fn supervise(context: &Context, entry: &mut Entry, shim: Shim) 
         Ok(read) => read,
         Err(error) => (Err(io::Error::other(error)), [None, None]),
     };
-    Some((conclusion(entry, why, left, outputs), Some(shim)))
+    Some(conclusion(entry, why, left, outputs))
 }
 
 /// Both outputs as a result carries them. Blocks.

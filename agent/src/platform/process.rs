@@ -122,6 +122,38 @@ pub fn fork(launch: &Launch) -> Result<Payload, LaunchError> {
         .map_err(|source| LaunchError::Start { program: launch.argv0.clone(), source })
 }
 
+/// Forks this process, which has a single thread and nothing open that its copy may not have. The
+/// copy does `work` and ends.
+///
+/// # Errors
+/// As the system's.
+#[expect(unsafe_code, reason = "a fork is unsafe by its nature")]
+pub fn copy(work: impl FnOnce() -> bool) -> io::Result<()> {
+    // SAFETY: with a single thread the copy is in no other state than its original.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let code = i32::from(!work());
+            // SAFETY: nothing of the original's is to be run at the end of the copy.
+            unsafe { libc::_exit(code) }
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the kernel forgets children of this process by itself.
+///
+/// # Errors
+/// As the system's.
+#[expect(unsafe_code, reason = "a handler could be anything")]
+pub fn forget_children(forget: bool) -> io::Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    let handler = if forget { SigHandler::SigIgn } else { SigHandler::SigDfl };
+    // SAFETY: neither is code of this process.
+    unsafe { signal(Signal::SIGCHLD, handler) }?;
+    Ok(())
+}
+
 /// A process that waits, runs or has ended, and is not yet forgotten. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Payload {

@@ -12,7 +12,7 @@ use rustix::{
 };
 
 use super::{
-    process::close_all,
+    process::{close_all, forget_children},
     sweep::{Stat, pid_of, processes},
 };
 
@@ -112,7 +112,7 @@ impl Init {
 fn last(wait: &OwnedFd) -> ! {
     let wait = || -> io::Result<()> {
         set_name(c"jtnt-init")?;
-        ignore_children()?;
+        forget_children(true)?;
         // Nothing of this process's maker may be held open here but the pipe.
         dup2_stdin(wait)?;
         close_all();
@@ -122,15 +122,6 @@ fn last(wait: &OwnedFd) -> ! {
     let _it_ends_in_any_case = wait();
     // SAFETY: no memory is touched, and no code of this process runs after it.
     unsafe { libc::_exit(0) }
-}
-
-/// The kernel then reaps orphans by itself.
-#[expect(unsafe_code, reason = "a handler could be anything")]
-fn ignore_children() -> io::Result<()> {
-    use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: to ignore a signal is no code of this process.
-    unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
-    Ok(())
 }
 
 /// Ends every child, and those that become children by that.

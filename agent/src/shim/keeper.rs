@@ -9,6 +9,7 @@ use std::{
         unix::net::UnixStream,
     },
     process::ExitCode,
+    time::Duration,
 };
 
 use super::{
@@ -31,6 +32,8 @@ use crate::{
 /// The word on the command line that makes a process a shim.
 pub(super) const WORD: &str = "shim";
 const CHUNK_BYTES: usize = 64 * 1024;
+/// An agent without jobs needs nobody to keep them.
+const IDLE: Duration = Duration::from_secs(20);
 /// Two pipes of the size that the system allows at most.
 const MOST_ON_THE_WAY: usize = 2 << 20;
 
@@ -40,21 +43,41 @@ pub fn as_process(mut args: impl Iterator<Item = OsString>) -> Option<ExitCode> 
     (args.nth(1)? == WORD).then(keep)
 }
 
-/// Keeps one job, as told on standard input.
+/// Makes a shim of a copy of itself for every line that comes on standard input, until that is
+/// closed or nothing came for a while. A copy is ready much sooner than a program that has to be
+/// loaded.
 #[must_use]
 pub fn keep() -> ExitCode {
     // Whatever an agent, or who started that, has left open is none of a job's business.
     process::close_all();
-    match serve() {
+    // A copy does the work: whoever started this has nothing to wait for.
+    let asked = || io::stdin().as_fd().try_clone_to_owned().and_then(|fd| nursery(&fd.into()));
+    match process::copy(|| asked().is_ok()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _nobody_reads = writeln!(
-                io::stderr(),
-                "error: keep a job: {error}\n  this command is for the agent itself"
-            );
-            ExitCode::FAILURE
+        Err(_nobody_to_tell) => ExitCode::FAILURE,
+    }
+}
+
+fn nursery(asked: &UnixStream) -> io::Result<()> {
+    process::forget_children(true)?;
+    loop {
+        let idle = Timer::after(IDLE)?;
+        if let [false, _] = any_of([Some(asked.as_fd()), Some(idle.as_fd())])? {
+            return Ok(());
+        }
+        let (_, lines) = receive(asked)?;
+        for line in lines.into_iter().map(UnixStream::from) {
+            process::copy(|| shim(&line).is_ok())?;
         }
     }
+}
+
+/// Becomes a shim: nothing of where it comes from stays open.
+fn shim(line: &UnixStream) -> io::Result<()> {
+    process::forget_children(false)?;
+    rustix::stdio::dup2_stdin(line)?;
+    process::close_all();
+    serve()
 }
 
 /// What came with an order.
@@ -70,7 +93,7 @@ fn serve() -> io::Result<()> {
     match Keeper::prepare(order, things) {
         Err(unstarted) => say(&line, &Answer::Failed(unstarted)),
         Ok(keeper) => {
-            say(&line, &Answer::Ready)?;
+            say(&line, &Answer::Ready(std::process::id()))?;
             let mut word = [0];
             match (&line).read(&mut word) {
                 Ok(1) if word == [GO] => keeper.run(&line),

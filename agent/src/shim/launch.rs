@@ -10,7 +10,8 @@ use std::{
         unix::net::UnixStream,
     },
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -31,7 +32,7 @@ use crate::{
     domain::job::Process,
     gate::Program,
     platform::{
-        process::{JOB_VARIABLE, sealed},
+        process::sealed,
         watch::{Watched, readable},
     },
     runtime::lock::LockError,
@@ -47,11 +48,18 @@ pub(super) const DONE: u8 = b'.';
 /// Descriptors of one message.
 const MAX_FDS: usize = 4;
 
-/// Starts shims.
+/// Starts shims. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Launcher {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     program: PathBuf,
     args: Vec<OsString>,
+    /// Where lines are sent to for which a shim is wanted; its process ends when this is closed.
+    nursery: Mutex<Option<UnixStream>>,
 }
 
 impl Launcher {
@@ -64,15 +72,27 @@ impl Launcher {
     /// Shims of another binary of the agent.
     #[must_use]
     pub fn of(program: PathBuf) -> Self {
-        Self { program, args: vec![WORD.into()] }
+        Self::with(program, vec![WORD.into()])
+    }
+
+    fn with(program: PathBuf, args: Vec<OsString>) -> Self {
+        Self { inner: Arc::new(Inner { program, args, nursery: Mutex::default() }) }
     }
 
     /// Shims of a binary of tests.
     #[cfg(test)]
     pub(crate) fn of_tests() -> Self {
         let args = ["shim::tests::a_shim", "--exact", "--ignored", "--test-threads=1"];
-        let program = std::env::current_exe().unwrap();
-        Self { program, args: args.map(OsString::from).into() }
+        Self::with(std::env::current_exe().unwrap(), args.map(OsString::from).into())
+    }
+
+    /// Has the nursery end; `seen` if it shall be noticed before the next line is sent.
+    #[cfg(test)]
+    pub(crate) fn end_nursery(&self, seen: bool) {
+        let how = if seen { std::net::Shutdown::Both } else { std::net::Shutdown::Write };
+        let nursery = self.inner.lock();
+        let there = nursery.as_ref().unwrap();
+        there.shutdown(how).unwrap();
     }
 
     /// Starts a shim, which makes everything ready that the program needs. Blocks.
@@ -85,55 +105,94 @@ impl Launcher {
         program: &Program,
         script: Option<&File>,
     ) -> Result<Prepared, Unstarted> {
-        let shim = self.start(order, program, script);
-        let prepared = shim.map_err(|error| Unstarted::start(format!("no shim: {error}")))?;
-        match prepared.answer() {
-            Ok(Answer::Ready) => Ok(prepared),
+        let broken = |error| Unstarted::start(format!("no shim: {error}"));
+        let (line, reused) = self.inner.shim().map_err(broken)?;
+        let mut answer = ask(&line, order, program, script);
+        let mut line = line;
+        if reused && answer.is_err() {
+            // Its nursery has ended just now, for want of work.
+            self.inner.lock().take();
+            line = self.inner.shim().map_err(broken)?.0;
+            answer = ask(&line, order, program, script);
+        }
+        match answer {
+            Ok(Answer::Ready(pid)) => Ok(Prepared { pid, line, attempt: order.attempt.clone() }),
             Ok(Answer::Failed(unstarted)) => Err(unstarted),
             Err(error) => Err(Unstarted::start(format!("its shim does not answer: {error}"))),
         }
     }
+}
 
-    fn start(
-        &self,
-        order: &Order,
-        program: &Program,
-        script: Option<&File>,
-    ) -> io::Result<Prepared> {
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Option<UnixStream>> {
+        self.nursery.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A line to a new shim, and whether it comes from a nursery that was there before.
+    fn shim(&self) -> io::Result<(UnixStream, bool)> {
         let (line, theirs) = UnixStream::pair()?;
         line.set_read_timeout(Some(READY_TIME))?;
         line.set_write_timeout(Some(READY_TIME))?;
-        let body = sealed("jtnt-order", &serde_json::to_vec(order)?)?;
+        let mut nursery = self.lock();
+        if let Some(there) = &*nursery
+            && send(there, 0, &[theirs.as_fd()]).is_ok()
+        {
+            return Ok((line, true));
+        }
+        let new = nursery.insert(self.start()?);
+        send(new, 0, &[theirs.as_fd()])?;
+        Ok((line, false))
+    }
+
+    fn start(&self) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_write_timeout(Some(READY_TIME))?;
         let mut command = Command::new(&self.program);
         // Nothing here may make the library fork: an agent has much to copy.
         command
             .args(&self.args)
-            .arg(order.attempt.job_id())
             .env_clear()
-            .env(JOB_VARIABLE, order.attempt.job_id())
             .current_dir("/")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let child = command.spawn()?;
-        drop(command);
-        let mut prepared = Prepared { child: Some(child), line, attempt: order.attempt.clone() };
-        let mut with = 0;
-        let mut fds = vec![body.as_fd(), program.file.as_fd()];
-        if let Some(copy) = &program.copy {
-            with |= WITH_COPY;
-            fds.push(copy.as_fd());
+        // It leaves a copy of itself and ends.
+        let status = command.status()?;
+        if !status.success() {
+            return Err(io::Error::other(format!("it ended with {status}")));
         }
-        if let Some(script) = script {
-            with |= WITH_SCRIPT;
-            fds.push(script.as_fd());
-        }
-        send(&mut prepared.line, with, &fds)?;
-        Ok(prepared)
+        Ok(ours)
     }
 }
 
-fn send(line: &mut UnixStream, with: u8, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+/// Hands an order over, and waits for the answer.
+fn ask(
+    line: &UnixStream,
+    order: &Order,
+    program: &Program,
+    script: Option<&File>,
+) -> io::Result<Answer> {
+    let body = sealed("jtnt-order", &serde_json::to_vec(order)?)?;
+    let mut with = 0;
+    let mut fds = vec![body.as_fd(), program.file.as_fd()];
+    if let Some(copy) = &program.copy {
+        with |= WITH_COPY;
+        fds.push(copy.as_fd());
+    }
+    if let Some(script) = script {
+        with |= WITH_SCRIPT;
+        fds.push(script.as_fd());
+    }
+    send(line, with, &fds)?;
+    let mut text = Vec::new();
+    BufReader::new(line.take(MAX_EXIT_BYTES)).read_until(b'\n', &mut text)?;
+    if text.is_empty() {
+        return Err(io::Error::other("it ended"));
+    }
+    Ok(serde_json::from_slice(&text)?)
+}
+
+fn send(line: &UnixStream, with: u8, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -165,41 +224,22 @@ pub(super) fn receive(line: &UnixStream) -> io::Result<(u8, Vec<OwnedFd>)> {
 /// A program that waits for its "go". Dropped, it never runs.
 #[derive(Debug)]
 pub struct Prepared {
-    child: Option<Child>,
+    pid: u32,
     line: UnixStream,
     attempt: Attempt,
 }
 
 impl Prepared {
-    fn answer(&self) -> io::Result<Answer> {
-        let mut text = Vec::new();
-        BufReader::new((&self.line).take(MAX_EXIT_BYTES)).read_until(b'\n', &mut text)?;
-        if text.is_empty() {
-            return Err(io::Error::other("it ended"));
-        }
-        Ok(serde_json::from_slice(&text)?)
-    }
-
     /// Lets the program begin. From now on it may have run.
     ///
     /// # Errors
     /// When the shim is gone; then it did not.
-    pub fn go(mut self) -> io::Result<Shim> {
-        let child = self.child.take().ok_or_else(|| io::Error::other("no shim"))?;
-        let shim = Shim::of(child.id(), self.attempt.clone())?;
-        let line = self.line.try_clone()?;
-        self.line.write_all(&[GO])?;
-        Ok(Shim { child: Some(child), line: Some(line), ..shim })
-    }
-}
-
-impl Drop for Prepared {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take()
-            && let Err(error) = child.kill().and_then(|()| child.wait())
-        {
-            tracing::warn!(%error, "a shim that is not needed does not end");
-        }
+    pub fn go(self) -> io::Result<Shim> {
+        let Self { pid, mut line, attempt } = self;
+        let shim = Shim::of(pid, attempt)?;
+        // Only a shim that lives takes the word, so its number was its own a moment before.
+        line.write_all(&[GO])?;
+        Ok(Shim { line: Some(line), ..shim })
     }
 }
 
@@ -209,7 +249,6 @@ pub struct Shim {
     end: Watched,
     process: Process,
     attempt: Attempt,
-    child: Option<Child>,
     /// Closed, it tells the shim that nobody will read at once how the job ended.
     line: Option<UnixStream>,
 }
@@ -217,7 +256,7 @@ pub struct Shim {
 impl Shim {
     fn of(pid: u32, attempt: Attempt) -> io::Result<Self> {
         let (end, process) = Watched::process(pid)?;
-        Ok(Self { end, process, attempt, child: None, line: None })
+        Ok(Self { end, process, attempt, line: None })
     }
 
     /// Finds the shim that keeps this run, if there is one.
@@ -262,15 +301,5 @@ impl Shim {
     /// Ends the shim at once, and the job with it.
     pub fn kill(&self) {
         self.end.signal(Signal::KILL);
-    }
-
-    /// Takes leave of a shim whose job has ended, and removes its files. Blocks until it is gone.
-    pub fn forget(mut self) {
-        if let Some(child) = &mut self.child
-            && let Err(error) = child.wait()
-        {
-            tracing::warn!(%error, "a shim was not reaped");
-        }
-        self.attempt.forget();
     }
 }

@@ -3,7 +3,8 @@
 //! meanwhile; it finds the job again by files.
 //!
 //! ```text
-//! agent                                 shim (same binary, session and life of its own)
+//! agent                                 shim (same binary, session and life of its own; a copy of
+//!   |                                   an idle one, the nursery, that the agent starts on demand)
 //!   | order, program, script  ------>   takes the lock  shim.N
 //!   |                                   forks the payload, which waits
 //!   |                        <------    ready

@@ -48,8 +48,8 @@ pub(super) const WITH_SCRIPT: u8 = 2;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Answer {
-    /// The program waits for "go".
-    Ready,
+    /// The program waits for "go"; which process is its shim.
+    Ready(u32),
     /// It will not run.
     Failed(Unstarted),
 }

@@ -89,11 +89,6 @@ fn exit(left: Left) -> Exit {
     }
 }
 
-fn alive(pid: &str) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    !status.is_empty() && !status.contains("State:\tZ")
-}
-
 #[tokio::test]
 async fn what_a_job_wrote_and_how_it_ended_is_written_down() {
     let job = Job::of("printf out; printf error >&2; exit 7");
@@ -204,9 +199,6 @@ async fn nothing_of_a_job_outlives_it() {
     let shim = job.go();
     let exit = exit(left(&job, &shim).await);
     assert_eq!((exit.cause, exit.code), (Cause::Ended, Some(0)));
-    let pid = shim.process().pid;
-    shim.forget();
-    assert!(!alive(&pid.to_string()));
     // Numbers of another namespace say little here: nothing is left that was started in the folder.
     let here = job.dir.path().canonicalize().unwrap();
     let inside = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
@@ -266,4 +258,23 @@ async fn what_cannot_start_says_why() {
 fn whoever_types_the_word_is_told() {
     assert!(as_process(["jtnt-agent".into(), "status".into()].into_iter()).is_none());
     assert!(as_process(["jtnt-agent".into()].into_iter()).is_none());
+}
+
+#[tokio::test]
+async fn a_nursery_that_has_ended_is_replaced() {
+    let job = Job::of("echo ran >> trace");
+    let launcher = Launcher::of_tests();
+    for attempt in 1..=3 {
+        let order = Order {
+            attempt: Attempt::new(job.dir.path().join("job"), attempt),
+            ..job.order.clone()
+        };
+        let canonical = order.argv0.clone();
+        let program = Program { file: job.program(), copy: None, canonical };
+        let shim = launcher.prepare(&order, &program, None).unwrap().go().unwrap();
+        tokio::time::timeout(Duration::from_secs(20), shim.ended()).await.unwrap().unwrap();
+        exit(order.attempt.left().unwrap());
+        launcher.end_nursery(attempt == 1);
+    }
+    assert_eq!(job.written("trace"), "ran\nran\nran\n");
 }
