@@ -7,7 +7,7 @@ use std::{
     mem::MaybeUninit,
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
-        unix::net::UnixStream,
+        unix::{net::UnixStream, process::CommandExt as _},
     },
     path::PathBuf,
     process::{Command, Stdio},
@@ -150,6 +150,7 @@ impl Inner {
         let mut command = Command::new(&self.program);
         // Nothing here may make the library fork: an agent has much to copy.
         command
+            .arg0("jtnt-agent")
             .args(&self.args)
             .env_clear()
             .current_dir("/")
