@@ -69,7 +69,7 @@ async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
     if let Some(result) = stored(core, &entry) {
         return adopt(core, entry, &result).await;
     }
-    let (found, kept) = look(core, &entry).await?;
+    let (found, kept) = look(core, &entry).await;
     let idempotent = verified(core, &entry).is_ok_and(|(_, job)| job.get().idempotent);
     let step = recovery::step(found, idempotent, entry.attempt);
     tracing::info!(job_id = %entry.job_id, ?found, ?step, "a job was under way");
@@ -107,32 +107,40 @@ enum Kept {
 }
 
 /// Looks for a job by its files.
-async fn look(core: &Core, entry: &Entry) -> Result<(Found, Kept), StoreError> {
+async fn look(core: &Core, entry: &Entry) -> (Found, Kept) {
     let process = entry.process.as_ref();
     if !process.is_some_and(|p| sweep::boot_id().is_ok_and(|now| now == p.boot_id)) {
-        return Ok((Found::OtherBoot, Kept::Nothing));
+        return (Found::OtherBoot, Kept::Nothing);
     }
     // Transfers are done by the agent itself.
     if !matches!(entry.kind.as_str(), "exec" | "script") {
-        return Ok((Found::Begun, Kept::Nothing));
+        return (Found::Begun, Kept::Nothing);
     }
     let attempt = work::attempt_of(core, entry);
-    let unreadable =
-        |error: &dyn std::fmt::Display| StoreError(format!("{}: {error}", entry.job_id));
-    let shim = Shim::find(attempt.clone()).map_err(|e| unreadable(&e))?;
-    let begun = attempt.left().map_err(|e| unreadable(&e))? != Left::Nothing;
+    // What cannot be read of one job keeps no other from being recovered: it may have run.
+    let left = || {
+        attempt.left().unwrap_or_else(|error| {
+            tracing::error!(%error, job_id = %entry.job_id, "how a job ended cannot be read");
+            Left::Started
+        })
+    };
+    let shim = Shim::find(attempt.clone()).unwrap_or_else(|error| {
+        tracing::error!(%error, job_id = %entry.job_id, "who keeps a job cannot be told");
+        None
+    });
+    let begun = left() != Left::Nothing;
     if let Some(shim) = shim {
         // One that waits for a word which no agent will give it ends by itself. One that had the
         // word is about to begin.
         if begun || timeout(WORDLESS, shim.ended()).await.is_err() {
-            return Ok((Found::Kept, Kept::Shim(shim)));
+            return (Found::Kept, Kept::Shim(shim));
         }
     }
-    Ok(match attempt.left().map_err(|e| unreadable(&e))? {
+    match left() {
         Left::Exit(exit) => (Found::Ended, Kept::Exit(exit)),
         Left::Started => (Found::Begun, Kept::Nothing),
         Left::Nothing => (Found::Nothing, Kept::Nothing),
-    })
+    }
 }
 
 /// Waits once more; keys, time and policy are asked again before it starts.

@@ -226,7 +226,10 @@ async fn attempt(core: Arc<Core>, grant: Grant) -> Result<(), StoreError> {
     let recorded = record_start(&core, &mut entry, &job, &permit, &context.identity);
     let (recorded, ready) = tokio::join!(recorded, work::ready(&context, work, opened));
     if let Err(ended) = recorded? {
-        return core.conclude(entry, ended, None).await;
+        drop(ready);
+        core.conclude(entry, ended, None).await?;
+        context.attempt.forget();
+        return Ok(());
     }
     // Never the command: arguments may hold secrets, and the log has other readers than the audit.
     tracing::info!(job_id = %entry.job_id, "type" = entry.kind, rule = entry.rule, "job started");
@@ -382,11 +385,8 @@ async fn finish(context: &Context, entry: Entry, ended: Ended) -> Result<(), Sto
     let took = Duration::from_millis(entry.duration_ms.unwrap_or(0)).as_secs_f64();
     core.deps.metrics.job_duration.with_label_values(&[&entry.kind]).observe(took);
     sweep(context, &entry.job_id).await;
-    let is_program = entry.process.as_ref().is_some_and(|process| process.pid != 0);
     core.conclude(entry, ended, caller_of(&context.live)).await?;
-    if is_program {
-        context.attempt.forget();
-    }
+    context.attempt.forget();
     Ok(())
 }
 

@@ -322,6 +322,10 @@ async fn after_a_crash_nothing_is_lost_and_nothing_runs_twice() {
     under_way(&desk, "harmless", &json!({"idempotent": true}), here()).await;
     begun(&desk, "unknown");
     begun(&desk, "harmless");
+    under_way(&desk, "torn", &json!({}), here()).await;
+    begun(&desk, "torn");
+    let exit = desk.core.job_dir(&id("torn")).join("exit.1.json");
+    durable::replace(&exit, b"{\"cause\": ", durable::PRIVATE).unwrap();
     let kept = under_way(&desk, "stored", &json!({}), here()).await;
     let result = json!({"job_id": "stored", "attempt": 1, "outcome": "failed", "exit_code": 3,
         "finished_at": NOW, "duration_ms": 5, "enforcement": "none", "policy_version": 1});
@@ -333,6 +337,7 @@ async fn after_a_crash_nothing_is_lost_and_nothing_runs_twice() {
     let state = |id: &str| (desk.entry(id).state, desk.entry(id).reason);
     let because = |outcome, reason: &str| (State::Finished(outcome), Some(reason.to_owned()));
     assert_eq!(state("unknown"), because(Outcome::Indeterminate, "AGENT_ENDED"));
+    assert_eq!(state("torn"), because(Outcome::Indeterminate, "AGENT_ENDED"));
     assert_eq!(state("down"), because(Outcome::Interrupted, "MACHINE_DOWN"));
     let stored = desk.entry("stored");
     assert_eq!((stored.state, stored.exit_code), (State::Finished(Outcome::Failed), Some(3)));
@@ -345,7 +350,7 @@ async fn after_a_crash_nothing_is_lost_and_nothing_runs_twice() {
     assert_eq!((unbegun.state, unbegun.attempt), (State::Finished(Outcome::Ok), 1));
     let again = desk.until("harmless", |e| e.state.is_terminal()).await;
     assert_eq!((again.state, again.attempt), (State::Finished(Outcome::Ok), 2));
-    assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 6);
+    assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 7);
 }
 
 #[tokio::test]

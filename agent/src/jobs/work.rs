@@ -262,7 +262,7 @@ fn conclusion(
     }
 }
 
-pub(super) fn lost(message: &str) -> Ended {
+fn lost(message: &str) -> Ended {
     Ended::because(Outcome::Indeterminate, "SHIM_LOST", message)
 }
 
