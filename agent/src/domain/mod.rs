@@ -5,6 +5,7 @@ pub mod admission;
 pub mod backoff;
 pub mod breaker;
 pub mod cert_rule;
+pub mod enforcement;
 pub mod health;
 pub mod ids;
 pub mod job;

@@ -31,6 +31,11 @@ impl Args {
         slots.iter().map(Slot::compile).collect::<Result<_, _>>().map(Self::Slots)
     }
 
+    /// Whether it says nothing about them.
+    pub(super) const fn takes_any(&self) -> bool {
+        matches!(self, Self::Any)
+    }
+
     pub(super) fn matches(&self, args: &[String]) -> bool {
         match self {
             Self::Any => true,

@@ -29,6 +29,11 @@ impl<R> Index<R> {
         Self { rules, literal, glob }
     }
 
+    /// Every rule, as the document has them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Pattern, &R)> {
+        self.rules.iter().map(|(pattern, rule)| (pattern, rule))
+    }
+
     /// Every rule whose path matches: literal ones first, then globs from the deepest folder up.
     pub(super) fn about<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a R> {
         let literal = find(&self.literal, hash(path));

@@ -8,6 +8,7 @@ pub mod pattern;
 mod args;
 mod class;
 mod compile;
+mod confine;
 mod decide;
 mod index;
 
@@ -21,6 +22,7 @@ use jtnt_proto::{
 };
 
 pub use compile::CompileError;
+pub use confine::{Area, Confinement, Found, NETWORK, SYSTEM, Shape};
 pub use jtnt_proto::policy_env as env;
 
 /// A compiled document.

@@ -1,5 +1,7 @@
 //! Paths of rules: literal, or with `*` inside one folder and `**` across folders.
 
+use std::fmt;
+
 pub use jtnt_proto::policy_lint::MAX_PATH_BYTES;
 use jtnt_proto::policy_lint::MAX_PATH_PARTS as MAX_SEGMENTS;
 
@@ -62,6 +64,12 @@ impl Pattern {
         self.rest.is_empty()
     }
 
+    /// Whether it is about everything below its anchor.
+    #[must_use]
+    pub fn is_tree(&self) -> bool {
+        self.rest == [Segment::Any]
+    }
+
     /// The same pattern below another folder, for an anchor that turned out to be a link.
     #[must_use]
     pub fn with_anchor(&self, anchor: &str) -> Self {
@@ -77,6 +85,19 @@ impl Pattern {
         let root = if self.anchor == "/" { "" } else { self.anchor.as_str() };
         let below = path.strip_prefix(root).and_then(|below| below.strip_prefix('/'));
         below.is_some_and(|below| !self.rest.is_empty() && match_parts(&self.rest, below))
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.anchor.strip_suffix('/').unwrap_or(&self.anchor))?;
+        for segment in &self.rest {
+            match segment {
+                Segment::Any => f.write_str("/**")?,
+                Segment::One(pieces) => write!(f, "/{}", pieces.join("*"))?,
+            }
+        }
+        if self.anchor == "/" && self.rest.is_empty() { f.write_str("/") } else { Ok(()) }
     }
 }
 

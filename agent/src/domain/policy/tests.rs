@@ -30,7 +30,7 @@ fn fault(rules: &str) -> String {
     Engine::compile(policy(rules), &mut |p| p.display().to_string()).unwrap_err().to_string()
 }
 
-fn program(path: &str) -> Target {
+pub(super) fn program(path: &str) -> Target {
     Target { canonical: path.into(), sha256: None, guarded: true, links: 1, native: true }
 }
 

@@ -1,0 +1,347 @@
+//! From the policy to what a kernel can hold a running job by: which files and trees are open to
+//! it and how, what is closed inside of them, and what of the policy has no such form.
+//!
+//! Nothing is open that no rule allows, so an allow that a kernel cannot express (a pattern, for
+//! files that do not exist yet) only leaves a job with less. A deny is a gap where it lies inside
+//! of an allow and cannot be covered: a pattern, a name without a file, a file with other names.
+
+use std::collections::BTreeSet;
+
+use jtnt_proto::policy::{Access, Children, Effect, Mode, Network};
+use serde::{Deserialize, Serialize};
+
+use super::{Decision, Engine, compile, pattern::Pattern};
+use crate::domain::enforcement::Gap;
+
+/// What a job's processes may touch beside the system's own programs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Confinement {
+    /// Open to it.
+    pub open: Vec<Area>,
+    /// Closed, whatever is open around it.
+    pub closed: Vec<Area>,
+    /// What it may execute.
+    pub children: Children,
+    /// Whether it has the machine's network.
+    pub network: bool,
+    /// Whether it reaches the machine's Unix sockets.
+    pub ipc: bool,
+}
+
+/// Open to every job: the system's programs with their loaders and libraries, and what those read.
+/// The places differ a little from system to system; what is not there is not opened.
+pub const SYSTEM: &[(&str, &[Access])] = &[
+    ("/usr", PROGRAMS),
+    ("/bin", PROGRAMS),
+    ("/sbin", PROGRAMS),
+    ("/lib", PROGRAMS),
+    ("/lib32", PROGRAMS),
+    ("/lib64", PROGRAMS),
+    ("/libx32", PROGRAMS),
+    ("/etc/alternatives", FILES),
+    ("/etc/group", FILES),
+    ("/etc/ld.so.cache", FILES),
+    ("/etc/ld.so.conf", FILES),
+    ("/etc/ld.so.conf.d", FILES),
+    ("/etc/localtime", FILES),
+    ("/etc/nsswitch.conf", FILES),
+    ("/etc/passwd", FILES),
+    ("/etc/ssl/certs", FILES),
+    ("/etc/ssl/openssl.cnf", FILES),
+];
+/// The same for a job that has the machine's network: without these, no name is looked up.
+pub const NETWORK: &[(&str, &[Access])] = &[
+    ("/etc/gai.conf", FILES),
+    ("/etc/host.conf", FILES),
+    ("/etc/hosts", FILES),
+    ("/etc/resolv.conf", FILES),
+    ("/etc/services", FILES),
+    ("/etc/protocols", FILES),
+];
+const PROGRAMS: &[Access] = &[Access::Read, Access::Execute];
+const FILES: &[Access] = &[Access::Read];
+
+/// Files, by a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Area {
+    /// The path of a file or folder; for a pattern, the folder above all it describes.
+    pub path: String,
+    /// Which ones.
+    pub shape: Shape,
+    /// How they may be used, or not.
+    pub access: BTreeSet<Access>,
+}
+
+/// Which files an area has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shape {
+    /// The one of this path.
+    One,
+    /// All below it.
+    Tree,
+    /// Those that are there and match this pattern.
+    Glob(String),
+}
+
+impl Area {
+    /// Everything at and below a path.
+    fn tree(path: &str, access: &[Access]) -> Self {
+        let access = access.iter().copied().collect();
+        Self { path: path.to_owned(), shape: Shape::Tree, access }
+    }
+
+    fn of(pattern: &Pattern, access: &BTreeSet<Access>) -> Self {
+        let shape = match pattern {
+            p if p.is_literal() => Shape::One,
+            p if p.is_tree() => Shape::Tree,
+            p => Shape::Glob(p.to_string()),
+        };
+        Self { path: pattern.anchor().to_owned(), shape, access: access.clone() }
+    }
+
+    /// Whether some file could be in both.
+    fn meets(&self, other: &Self) -> bool {
+        let shared = self.access.intersection(&other.access).next().is_some();
+        let wide = |area: &Self| area.shape != Shape::One;
+        shared
+            && (self.path == other.path
+                || (wide(self) && is_below(&other.path, &self.path))
+                || (wide(other) && is_below(&self.path, &other.path)))
+    }
+}
+
+fn is_below(path: &str, folder: &str) -> bool {
+    let folder = if folder == "/" { "" } else { folder };
+    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// What is at a path at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing, or nothing that can be looked at.
+    Nothing,
+    /// A file or folder that has no other name.
+    Sole,
+    /// A file with other names.
+    Linked,
+}
+
+impl Engine {
+    /// How a job is held that `decision` allowed; `look` tells what is at a path. What cannot be
+    /// held comes beside it.
+    #[must_use]
+    pub fn confine(
+        &self,
+        decision: &Decision,
+        look: &dyn Fn(&str) -> Found,
+    ) -> (Confinement, BTreeSet<Gap>) {
+        let (children, ipc) = self.of_rule(decision.rule.as_deref());
+        let user = decision.run_as.as_deref();
+        let mut gaps = BTreeSet::new();
+        if ipc {
+            gaps.insert(Gap::Ipc);
+        }
+        if user == Some("root") {
+            gaps.insert(Gap::Root);
+        }
+        if children != Children::System {
+            // A loader that may be executed loads what may be read.
+            gaps.insert(Gap::Children);
+        }
+        let network = self.policy.network == Network::Any;
+        let mut confinement = Confinement { children, network, ipc, ..Confinement::default() };
+        if self.policy.mode == Mode::Monitor {
+            gaps.insert(Gap::Monitor);
+            let all = [Access::Read, Access::Write, Access::Execute];
+            confinement.open.push(Area::tree("/", &all));
+            return (confinement, gaps);
+        }
+        self.files(user, look, &mut confinement, &mut gaps);
+        if children == Children::Rules {
+            confinement.open.extend(self.executables(user));
+        }
+        (confinement, gaps)
+    }
+
+    fn files(
+        &self,
+        user: Option<&str>,
+        look: &dyn Fn(&str) -> Found,
+        confinement: &mut Confinement,
+        gaps: &mut BTreeSet<Gap>,
+    ) {
+        let about = |effect| {
+            self.file.iter().filter(move |(_, rule)| {
+                let named = rule.common.run_as.as_deref();
+                rule.common.effect == effect
+                    && match effect {
+                        Effect::Allow => named == user,
+                        Effect::Deny => named.is_none() || named == user,
+                    }
+            })
+        };
+        for (pattern, rule) in about(Effect::Allow) {
+            if rule.common.mode == Some(Mode::Monitor) {
+                // It is open, and nobody records its use.
+                gaps.insert(Gap::File(rule.common.id.clone()));
+            }
+            confinement.open.push(Area::of(pattern, &rule.access));
+        }
+        let system = SYSTEM.iter().chain(NETWORK).map(|(path, access)| Area::tree(path, access));
+        let around: Vec<_> = confinement.open.iter().cloned().chain(system).collect();
+        for (pattern, rule) in about(Effect::Deny) {
+            let area = Area::of(pattern, &rule.access);
+            if !around.iter().any(|open| open.meets(&area)) {
+                continue;
+            }
+            let watched = rule.common.mode == Some(Mode::Monitor);
+            let whole = matches!(area.shape, Shape::One | Shape::Tree);
+            if watched || !whole || look(&area.path) != Found::Sole {
+                gaps.insert(Gap::File(rule.common.id.clone()));
+            }
+            if !watched && whole {
+                confinement.closed.push(area);
+            }
+        }
+    }
+
+    /// Programs that rules let run with any arguments.
+    fn executables(&self, user: Option<&str>) -> impl Iterator<Item = Area> {
+        let access: BTreeSet<_> = [Access::Execute, Access::Read].into();
+        self.exec
+            .iter()
+            .filter(move |(_, rule)| {
+                rule.common.effect == Effect::Allow
+                    && rule.common.run_as.as_deref() == user
+                    && rule.args.takes_any()
+            })
+            .map(move |(pattern, _): (_, &compile::Exec)| Area::of(pattern, &access))
+    }
+
+    fn of_rule(&self, id: Option<&str>) -> (Children, bool) {
+        let exec = self.policy.exec.iter().map(|r| (&r.id, r.children, r.ipc));
+        let script = self.policy.script.iter().map(|r| (&r.id, r.children, r.ipc));
+        exec.chain(script)
+            .find(|(own, ..)| Some(own.as_str()) == id)
+            .map_or((Children::System, false), |(_, children, ipc)| (children, ipc))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::tests::{now, policy, program},
+        *,
+    };
+    use crate::domain::policy::Surroundings;
+
+    const RUN: &str = r#"{"id": "x", "effect": "allow", "path": "/usr/bin/x"}"#;
+
+    /// What a job of rule `x` is held by, under `files` and `more`.
+    fn confined(files: &str, more: &str, found: Found) -> (Confinement, Vec<String>) {
+        let rules = format!(r#"{{"exec": [{RUN}], "file": [{files}]{more}}}"#);
+        let engine = Engine::compile(policy(&rules), &mut |p| p.display().to_string()).unwrap();
+        let decision = engine.exec(&program("/usr/bin/x"), Surroundings::default(), now());
+        assert!(decision.allowed);
+        let (confinement, gaps) = engine.confine(&decision, &|_| found);
+        (confinement, gaps.iter().map(ToString::to_string).collect())
+    }
+
+    fn rule(id: &str, effect: &str, access: &str, path: &str) -> String {
+        format!(r#"{{"id": "{id}", "effect": "{effect}", "access": [{access}], "path": "{path}"}}"#)
+    }
+
+    #[test]
+    fn an_allow_is_never_a_gap() {
+        let rules = [
+            rule("one", "allow", r#""read""#, "/etc/hostname"),
+            rule("tree", "allow", r#""read", "write""#, "/srv/**"),
+            rule("some", "allow", r#""read""#, "/etc/app/*.conf"),
+        ];
+        let (confinement, gaps) = confined(&rules.join(","), "", Found::Nothing);
+        let shapes: Vec<_> = confinement.open.iter().map(|a| (&*a.path, a.shape.clone())).collect();
+        let glob = Shape::Glob("/etc/app/*.conf".to_owned());
+        let expected = [("/etc/hostname", Shape::One), ("/srv", Shape::Tree), ("/etc/app", glob)];
+        assert_eq!(shapes, expected);
+        assert!(gaps.is_empty() && confinement.closed.is_empty() && confinement.network);
+    }
+
+    #[test]
+    fn a_deny_counts_only_inside_of_an_allow() {
+        let open = rule("srv", "allow", r#""read""#, "/srv/**");
+        let deny = |access: &str, path: &str| rule("no", "deny", access, path);
+        for (access, path, closed) in [
+            (r#""read""#, "/srv/key", true),
+            (r#""read""#, "/srv/keys/**", true),
+            // Who denies a folder means what is in it.
+            (r#""read""#, "/srv", true),
+            (r#""write""#, "/srv/key", false),
+            (r#""read""#, "/etc/shadow", false),
+            (r#""execute""#, "/usr/bin/rm", true),
+            (r#""read""#, "/etc/passwd", true),
+        ] {
+            let rules = format!("{open},{}", deny(access, path));
+            let (confinement, gaps) = confined(&rules, "", Found::Sole);
+            assert_eq!(!confinement.closed.is_empty(), closed, "{access} {path}");
+            assert!(gaps.is_empty(), "{path}: {gaps:?}");
+        }
+    }
+
+    #[test]
+    fn a_deny_that_cannot_be_covered_is_named() {
+        let open = rule("srv", "allow", r#""read""#, "/srv/**");
+        let deny = |path: &str| format!("{open},{}", rule("no", "deny", r#""read""#, path));
+        for (path, found) in [
+            ("/srv/key", Found::Nothing),
+            ("/srv/key", Found::Linked),
+            ("/srv/*.key", Found::Sole),
+            ("/**/key", Found::Sole),
+        ] {
+            assert_eq!(confined(&deny(path), "", found).1, ["file:no"], "{path}");
+        }
+        let watched = deny("/srv/key").replace(r#""deny""#, r#""deny", "mode": "monitor""#);
+        let (confinement, gaps) = confined(&watched, "", Found::Sole);
+        assert!(confinement.closed.is_empty());
+        assert_eq!(gaps, ["file:no"]);
+    }
+
+    #[test]
+    fn rules_for_another_user_open_nothing() {
+        let other = rule("srv", "allow", r#""read""#, "/srv/**")
+            .replace(r#""allow""#, r#""allow", "run_as": "web""#);
+        assert!(confined(&other, "", Found::Sole).0.open.is_empty());
+    }
+
+    #[test]
+    fn monitor_mode_closes_nothing_and_says_so() {
+        let files = rule("no", "deny", r#""read""#, "/srv/**");
+        let (confinement, gaps) = confined(&files, r#", "mode": "monitor""#, Found::Sole);
+        assert_eq!((&*confinement.open[0].path, confinement.closed.len()), ("/", 0));
+        assert_eq!(gaps, ["monitor"]);
+    }
+
+    #[test]
+    fn the_rule_decides_on_children_sockets_and_user() {
+        let rules = r#"{"network": "none", "exec": [
+            {"id": "x", "effect": "allow", "path": "/usr/bin/x", "run_as": "root", "ipc": true,
+             "children": "rules"},
+            {"id": "y", "effect": "allow", "path": "/usr/bin/y", "run_as": "root", "args": "any"},
+            {"id": "z", "effect": "allow", "path": "/usr/bin/z", "args": "any"}]}"#;
+        let engine = Engine::compile(policy(rules), &mut |p| p.display().to_string()).unwrap();
+        let decision = engine.exec(&program("/usr/bin/x"), Surroundings::default(), now());
+        let (confinement, gaps) = engine.confine(&decision, &|_| Found::Sole);
+        assert!(confinement.ipc && !confinement.network);
+        let open: Vec<_> = confinement.open.iter().map(|area| &*area.path).collect();
+        assert_eq!(open, ["/usr/bin/y"]);
+        let gaps: Vec<_> = gaps.iter().map(ToString::to_string).collect();
+        assert_eq!(gaps, ["children", "ipc", "root"]);
+    }
+
+    #[test]
+    fn a_pattern_is_written_as_it_was_read() {
+        for text in ["/", "/a/b", "/**", "/a/*", "/a/**/b*c/**", "/*.key"] {
+            assert_eq!(Pattern::parse(text).unwrap().to_string(), text);
+        }
+    }
+}
