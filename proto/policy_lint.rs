@@ -233,7 +233,12 @@ impl Check {
 
     fn run_as(&mut self, id: &str, user: Option<&str>) {
         match user {
-            Some("root") => self.warn(Some(id), "as root the system can enforce only a part"),
+            Some("root") => {
+                self.warn(
+                    Some(id),
+                    "it runs as root, which the system holds to a part of the policy only",
+                );
+            }
             Some(name) if name.is_empty() || name.len() > MAX_USER_BYTES => {
                 self.error(Some(id), format!("run_as has 1 to {MAX_USER_BYTES} characters"));
             }

@@ -85,13 +85,22 @@ async fn without_a_policy_and_where_it_asks_for_more_nothing_runs() {
         view.status.unwrap().reason.unwrap()
     };
     assert_eq!(reason(&site).await, "DENIED");
-    // `require_enforcement` is `full` where nothing is said.
-    let mut document = site.document(&json!({"version": 1}), &rules(&site.home));
+    // `require_enforcement` is `full` where nothing is said, and the system cannot hold a program
+    // that may reach its Unix sockets.
+    let mut rules = rules(&site.home);
+    rules["exec"][0]["ipc"] = json!(true);
+    let mut document = site.document(&json!({"version": 1}), &rules);
     document.as_object_mut().unwrap().remove("require_enforcement");
     let signed = site.operator().sign(Role::Policy, PayloadType::Policy, &document);
     site.hub.publish_policy(signed).await.unwrap();
     site.in_force(1).await;
     assert_eq!(reason(&site).await, "ENFORCEMENT");
+    let held = site.run(exec("/usr/bin/echo", &["x"])).await;
+    match held.result {
+        Some(result) => assert_eq!(result.enforcement, "full"),
+        // On a machine that can do less.
+        None => assert_eq!(held.status.unwrap().reason.as_deref(), Some("ENFORCEMENT")),
+    }
     agent.stop().await.unwrap();
 }
 

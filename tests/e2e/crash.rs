@@ -163,9 +163,11 @@ async fn however_often_it_is_killed_every_job_ends_and_none_runs_twice() {
     let mut rules = rules(&site.home);
     rules["script"] = json!([{"id": "trace", "effect": "allow", "interpreter": "/bin/sh",
         "sha256": Hash::of(TRACE), "args": "any"}]);
+    let traces = site.home.path().join("traces");
+    let (access, path) = (json!(["read", "write"]), format!("{}/**", traces.display()));
+    rules["file"] = json!([{"id": "f", "effect": "allow", "access": access, "path": path}]);
     site.publish(1, &rules).await;
     // Jobs have users of their own, who must get there.
-    let traces = site.home.path().join("traces");
     fs::create_dir(&traces).unwrap();
     fs::set_permissions(&traces, Permissions::from_mode(0o777)).unwrap();
     fs::set_permissions(site.home.path(), Permissions::from_mode(0o711)).unwrap();

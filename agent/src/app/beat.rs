@@ -55,7 +55,7 @@ fn request(overview: &Overview, identity: &Arc<Identity>, boot_id: &str) -> Hear
         policy_version,
         certificate_serial: identity.cert.serial.clone(),
         certificate_expires_at: identity.cert.not_after,
-        enforcement: s.gate.enforcement().to_owned(),
+        enforcement: s.gate.enforcement().to_string(),
         jobs: JobCounts {
             queued: counts.queued,
             running: counts.running,

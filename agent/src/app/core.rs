@@ -20,7 +20,7 @@ use crate::{
     identity,
     jobs::{self, Jobs, Refresh, Work},
     overview::{Overview, Sources, VERSION},
-    platform::{host, users},
+    platform::{host, sandbox, users},
     policy::{self, Keeper, NoNewer, Offer, PolicyKeeper, Source},
     runtime::{
         clock::{SharedClock, SystemClock},
@@ -353,7 +353,11 @@ fn gate_config(config: &Config, path: &std::path::Path) -> gate::Config {
         path.to_owned(),
     ]);
     protected.extend(std::env::current_exe().ok());
-    gate::Config { protected, require_enforcement: config.require_enforcement }
+    gate::Config {
+        protected,
+        require_enforcement: config.require_enforcement,
+        abilities: sandbox::abilities(),
+    }
 }
 
 fn jobs_config(config: &Config) -> jobs::Config {

@@ -8,7 +8,9 @@
 mod ruling;
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::Arc,
 };
@@ -18,20 +20,23 @@ use jtnt_proto::{
     bytes::Hash,
     job::{Download, Exec, Script, Upload},
     key::KeyId,
-    policy::{Access, RequireEnforcement},
+    policy::{Access, Limits, Network, RequireEnforcement},
 };
 use tokio::sync::watch;
 
 pub use ruling::{Refusal, Ruling};
 
 use crate::{
-    domain::policy::{Decision, Engine, ScriptFacts, Surroundings, Target},
-    platform::paths::{Inode, Opened, Place, hash, sealed_copy},
+    domain::{
+        enforcement::{Abilities, Enforcement, Gap},
+        policy::{Decision, Engine, Found, ScriptFacts, Surroundings, Target},
+    },
+    platform::{
+        paths::{Inode, Opened, Place, hash, sealed_copy},
+        sandbox::Plan,
+    },
     trust::Verified,
 };
-
-/// What this agent enforces beyond the decision; a sandbox will have more to say.
-const ENFORCEMENT: &str = "none";
 
 /// The policy in force: what was verified, compiled.
 #[derive(Debug)]
@@ -53,6 +58,8 @@ pub struct Config {
     pub protected: Vec<PathBuf>,
     /// The machine's own minimum.
     pub require_enforcement: Option<RequireEnforcement>,
+    /// What this machine can hold a job by.
+    pub abilities: Abilities,
 }
 
 /// Asks the policy in force about real files. Its methods open files and may read them whole, so
@@ -72,6 +79,8 @@ pub struct Program {
     pub copy: Option<File>,
     /// The file's path.
     pub canonical: String,
+    /// What holds it once it runs.
+    pub plan: Plan,
 }
 
 /// A file to read, not yet open for reading: that is for the job's user to try.
@@ -151,6 +160,23 @@ impl Gate {
         self.read(&request.path, request.run_as.as_deref(), now)
     }
 
+    /// The same ruling for a job that asks for limits of its own: who asks for one has it held, too.
+    #[must_use]
+    pub fn with_limits<T>(&self, ruling: Ruling<T>, asked: &Limits) -> Ruling<T> {
+        let unheld: BTreeSet<_> = self.config.abilities.unheld(asked).collect();
+        if !ruling.allowed || unheld.is_empty() {
+            return ruling;
+        }
+        let enforcement = ruling.enforcement.clone().without(unheld);
+        let required = self.require_enforcement();
+        if enforcement.meets(required) {
+            return Ruling { enforcement, ..ruling };
+        }
+        let canonical = ruling.canonical.unwrap_or_default();
+        let refusal = Refusal::enforcement(&canonical, required, &enforcement);
+        Ruling::of(Err(refusal.ruled_by(ruling.rule)), self.in_force().as_deref())
+    }
+
     /// What a transfer would meet. Nothing executes a file but by a job of another kind, so for
     /// [`Access::Execute`] it is a program that is looked up.
     #[must_use]
@@ -175,10 +201,11 @@ impl Gate {
         }
     }
 
-    /// What the operating system enforces for a job on this machine.
+    /// What the operating system enforces on this machine for a job whose policy leaves nothing
+    /// open by itself.
     #[must_use]
-    pub const fn enforcement(&self) -> &'static str {
-        ENFORCEMENT
+    pub fn enforcement(&self) -> Enforcement {
+        Enforcement::of(BTreeSet::new(), &self.config.abilities, Network::Any)
     }
 
     /// What a job must be able to rely on: the stricter of policy and machine.
@@ -196,10 +223,10 @@ impl Gate {
             let policy = known(policy.as_deref(), opened.canonical())?;
             let decision =
                 policy.engine.file(&target(&opened, None, false), Access::Read, run_as, now);
-            let decision = self.enforceable(policy, decision, opened.canonical())?;
             let canonical = opened.canonical().to_owned();
+            let enforcement = self.enough(self.of_transfer(&decision), &decision, &canonical)?;
             let source = Source { file: opened.into_file(), canonical: canonical.clone() };
-            Ok(Ruling::decided(decision, canonical, Some(source)))
+            Ok(Ruling::decided(decision, enforcement, canonical, Some(source)))
         };
         Ruling::of(rule(), policy.as_deref())
     }
@@ -219,9 +246,9 @@ impl Gate {
                 native: false,
             };
             let decision = policy.engine.file(&target, Access::Write, run_as, now);
-            let decision = self.enforceable(policy, decision, &canonical)?;
+            let enforcement = self.enough(self.of_transfer(&decision), &decision, &canonical)?;
             let to = Destination { dir: place.dir, name: place.name, canonical: canonical.clone() };
-            Ok(Ruling::decided(decision, canonical, Some(to)))
+            Ok(Ruling::decided(decision, enforcement, canonical, Some(to)))
         };
         Ruling::of(rule(), policy.as_deref())
     }
@@ -248,9 +275,18 @@ impl Gate {
         {
             return Err(Refusal::set_id(&canonical).ruled_by(decision.rule));
         }
-        let decision = self.enforceable(policy, decision, &canonical)?;
-        let program = Program { file: opened.into_file(), copy, canonical: canonical.clone() };
-        Ok(Ruling { sha256, ..Ruling::decided(decision, canonical, Some(program)) })
+        let (confinement, gaps) = policy.engine.confine(&decision, &look);
+        let enforcement = self.enough(self.of_program(policy, gaps), &decision, &canonical)?;
+        let plan = Plan {
+            confinement,
+            hidden: self.config.protected.clone(),
+            limits: Limits::default(),
+            abilities: self.config.abilities,
+        };
+        let program =
+            Program { file: opened.into_file(), copy, canonical: canonical.clone(), plan };
+        let ruling = Ruling::decided(decision, enforcement, canonical, Some(program));
+        Ok(Ruling { sha256, ..ruling })
     }
 
     fn in_force(&self) -> Option<Arc<InForce>> {
@@ -271,19 +307,40 @@ impl Gate {
         Ok(())
     }
 
-    /// Turns an allowed request down when the operating system cannot enforce what is required.
-    fn enforceable(
+    /// What the operating system will hold a program to that leaves `gaps` by itself.
+    fn of_program(&self, policy: &InForce, gaps: BTreeSet<Gap>) -> Enforcement {
+        let (abilities, limits) = (&self.config.abilities, policy.engine.limits());
+        let gaps = gaps.into_iter().chain(abilities.unheld(&limits)).collect();
+        Enforcement::of(gaps, abilities, policy.engine.policy().network)
+    }
+
+    fn of_transfer(&self, decision: &Decision) -> Enforcement {
+        let as_root = decision.run_as.as_deref() == Some("root");
+        Enforcement::of_transfer(as_root, &self.config.abilities)
+    }
+
+    /// Turns an allowed request down where more is required than it would get.
+    fn enough(
         &self,
-        policy: &InForce,
-        decision: Decision,
+        enforcement: Enforcement,
+        decision: &Decision,
         canonical: &str,
-    ) -> Result<Decision, Refusal> {
-        let local = self.config.require_enforcement.unwrap_or(RequireEnforcement::None);
-        let required = policy.engine.require_enforcement(local);
-        if decision.allowed && required != RequireEnforcement::None {
-            return Err(Refusal::enforcement(canonical, required).ruled_by(decision.rule));
+    ) -> Result<Enforcement, Refusal> {
+        let required = self.require_enforcement();
+        if decision.allowed && !enforcement.meets(required) {
+            let refusal = Refusal::enforcement(canonical, required, &enforcement);
+            return Err(refusal.ruled_by(decision.rule.clone()));
         }
-        Ok(decision)
+        Ok(enforcement)
+    }
+}
+
+/// What is at a path now.
+fn look(path: &str) -> Found {
+    match fs::symlink_metadata(path) {
+        Err(_) => Found::Nothing,
+        Ok(meta) if meta.is_file() && meta.nlink() > 1 => Found::Linked,
+        Ok(_) => Found::Sole,
     }
 }
 

@@ -7,7 +7,10 @@ use jtnt_proto::{
 
 use super::InForce;
 use crate::{
-    domain::policy::{Considered, Decision},
+    domain::{
+        enforcement::Enforcement,
+        policy::{Considered, Decision},
+    },
     platform::paths::PathFault,
 };
 
@@ -38,6 +41,8 @@ pub struct Ruling<T> {
     pub policy_version: u64,
     /// Its ceilings.
     pub limits: Limits,
+    /// What the operating system will hold it to.
+    pub enforcement: Enforcement,
 }
 
 impl<T> Ruling<T> {
@@ -56,13 +61,19 @@ impl<T> Ruling<T> {
             sha256: None,
             policy_version: 0,
             limits: Limits::default(),
+            enforcement: Enforcement::default(),
         });
         let Some(policy) = policy else { return ruling };
         let (policy_version, limits) = (policy.verified.get().version, policy.engine.limits());
         Self { policy_version, limits, ..ruling }
     }
 
-    pub(super) fn decided(decision: Decision, canonical: String, opened: Option<T>) -> Self {
+    pub(super) fn decided(
+        decision: Decision,
+        enforcement: Enforcement,
+        canonical: String,
+        opened: Option<T>,
+    ) -> Self {
         Self {
             allowed: decision.allowed,
             monitored: decision.monitored,
@@ -76,6 +87,7 @@ impl<T> Ruling<T> {
             sha256: None,
             policy_version: 0,
             limits: Limits::default(),
+            enforcement,
         }
     }
 
@@ -95,6 +107,7 @@ impl<T> Ruling<T> {
             sha256: self.sha256,
             policy_version: self.policy_version,
             limits: self.limits,
+            enforcement: self.enforcement,
         }
     }
 }
@@ -140,16 +153,21 @@ impl Refusal {
         Self::new("SET_ID", message, canonical)
     }
 
-    pub(super) fn enforcement(canonical: &str, required: RequireEnforcement) -> Self {
+    pub(super) fn enforcement(
+        canonical: &str,
+        required: RequireEnforcement,
+        here: &Enforcement,
+    ) -> Self {
         let word = match required {
             RequireEnforcement::None => "none",
             RequireEnforcement::Partial => "partial",
             RequireEnforcement::Full => "full",
         };
+        let enough = if *here == Enforcement::None { "none" } else { "partial" };
         let message = format!(
-            "{word} enforcement is required and this agent cannot enforce a policy by the \
-             operating system yet; the policy must say \"require_enforcement\": \"none\", and so \
-             must the agent's config if it sets it"
+            "{word} enforcement is required, and a job for {canonical} would get {here} here; close \
+             what is named, or let the policy say \"require_enforcement\": \"{enough}\", and the \
+             agent's configuration, if it sets it"
         );
         Self::new("ENFORCEMENT", message, canonical)
     }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
+    domain::enforcement::Controls,
     platform::paths::{reopen, resolve},
     trust::fixture,
 };
@@ -218,6 +219,13 @@ fn monitor_mode_opens_no_unsafe_path_and_no_protected_one() {
     assert!(!gate.exec(&exec("/bin/sh"), now()).allowed);
 }
 
+/// A machine that can do everything.
+fn able() -> Config {
+    let limits = Controls { memory: true, pids: true, cpu: true, io: true };
+    let abilities = Abilities { root: true, namespaces: true, landlock: 7, seccomp: true, limits };
+    Config { abilities, ..Config::default() }
+}
+
 #[test]
 fn what_cannot_be_enforced_is_refused_last() {
     let mut document = allow("/usr/bin/true");
@@ -226,12 +234,42 @@ fn what_cannot_be_enforced_is_refused_last() {
     assert_eq!((ruling.reason, ruling.rule.as_deref()), ("ENFORCEMENT", Some("r")));
     assert!(ruling.message.contains(r#""require_enforcement": "none""#));
     assert_eq!(gate(&document).exec(&exec("/usr/bin/false"), now()).reason, "NO_RULE");
+    let ruling = gate_with(&document, able()).exec(&exec("/usr/bin/true"), now());
+    assert_eq!((ruling.allowed, ruling.enforcement), (true, Enforcement::Full));
 
     let require_enforcement = Some(RequireEnforcement::Partial);
     let strict = Config { require_enforcement, ..Config::default() };
     let local = gate_with(&allow("/usr/bin/true"), strict);
     assert_eq!(local.exec(&exec("/usr/bin/true"), now()).reason, "ENFORCEMENT");
     assert_eq!(local.require_enforcement(), RequireEnforcement::Partial);
+}
+
+#[test]
+fn each_gap_of_a_rule_is_told_and_is_less_than_full() {
+    for (change, gaps) in [
+        (json!({"ipc": true}), "ipc"),
+        (json!({"run_as": "root"}), "root"),
+        (json!({"children": "rules"}), "children"),
+    ] {
+        let mut document = allow("/usr/bin/true");
+        let rule = document["exec"][0].as_object_mut().unwrap();
+        rule.extend(change.as_object().unwrap().clone());
+        let ruling = gate_with(&document, able()).exec(&exec("/usr/bin/true"), now());
+        assert_eq!(ruling.enforcement.to_string(), format!("partial[{gaps}]"));
+        document["require_enforcement"] = "full".into();
+        let ruling = gate_with(&document, able()).exec(&exec("/usr/bin/true"), now());
+        assert_eq!(ruling.reason, "ENFORCEMENT");
+        assert!(ruling.message.contains(gaps), "{}", ruling.message);
+    }
+}
+
+#[test]
+fn a_transfer_is_held_by_its_users_rights() {
+    let folder = Folder::new();
+    let document = json!({"file": [{"id": "f", "effect": "allow", "access": ["read"],
+        "path": folder.path("tool")}]});
+    let ruling = gate_with(&document, able()).upload(&upload(&folder.path("tool")), now());
+    assert_eq!(ruling.enforcement.to_string(), "full");
 }
 
 #[test]

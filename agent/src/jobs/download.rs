@@ -51,7 +51,7 @@ pub(super) async fn run(
     asked: &Download,
     to: Destination,
 ) -> Ended {
-    if let Some(most) = context.file_bytes.filter(|most| asked.artifact.size > *most) {
+    if let Some(most) = context.limits.file_bytes.filter(|most| asked.artifact.size > *most) {
         let size = asked.artifact.size;
         return Ended::failed("TOO_LARGE", format!("{size} bytes; limits.file_bytes is {most}"));
     }

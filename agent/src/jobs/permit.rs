@@ -9,6 +9,7 @@ use jtnt_proto::{
 };
 
 use crate::{
+    domain::enforcement::Enforcement,
     gate::{Destination, Gate, Program, Ruling, Source},
     trust::Keyring,
 };
@@ -35,6 +36,7 @@ pub(super) struct Permit {
     pub(super) limits: Limits,
     pub(super) canonical: Option<String>,
     pub(super) sha256: Option<Hash>,
+    pub(super) enforcement: Enforcement,
     pub(super) opened: Option<Opened>,
 }
 
@@ -51,6 +53,7 @@ impl Permit {
             limits: ruling.limits,
             canonical: ruling.canonical,
             sha256: ruling.sha256,
+            enforcement: ruling.enforcement,
             opened: ruling.opened.map(opened),
         }
     }
@@ -59,10 +62,14 @@ impl Permit {
 /// Asks. Opens files, and may read them whole, so it blocks.
 pub(super) fn ask(gate: &Gate, keyring: &Keyring, job: &Job, now: Timestamp) -> Permit {
     match &job.work {
-        Work::Exec(exec) => Permit::of(gate.exec(exec, now), Opened::Program),
+        Work::Exec(exec) => {
+            let ruling = gate.with_limits(gate.exec(exec, now), &job.limits);
+            Permit::of(ruling, Opened::Program)
+        }
         Work::Script(script) => {
             let signers = endorsers(keyring, script, now);
-            Permit::of(gate.script(script, &signers, now), Opened::Program)
+            let ruling = gate.with_limits(gate.script(script, &signers, now), &job.limits);
+            Permit::of(ruling, Opened::Program)
         }
         Work::Download(download) => Permit::of(gate.download(download, now), Opened::Destination),
         Work::Upload(upload) => Permit::of(gate.upload(upload, now), Opened::Source),

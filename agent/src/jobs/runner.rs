@@ -110,7 +110,7 @@ pub(super) struct Context {
     pub(super) stop: CancellationToken,
     pub(super) timeout: Duration,
     pub(super) output_bytes: u64,
-    pub(super) file_bytes: Option<u64>,
+    pub(super) limits: Limits,
 }
 
 /// Starts what waits, as many as may run at once, until the agent stops.
@@ -247,7 +247,7 @@ impl Context {
             stop: core.deps.tasks.shutdown(),
             timeout: limits.timeout_seconds.map_or(DEFAULT_TIMEOUT, Duration::from_secs),
             output_bytes: limits.output_bytes.unwrap_or(DEFAULT_OUTPUT_BYTES),
-            file_bytes: limits.file_bytes,
+            limits,
         })
     }
 }
@@ -313,7 +313,7 @@ async fn record_start(
     entry.state = State::Starting;
     entry.started_at = Some(core.deps.clock.now());
     entry.user = Some(identity.account.name.clone());
-    entry.enforcement = Some(core.deps.gate.enforcement().to_owned());
+    entry.enforcement = Some(permit.enforcement.to_string());
     // No process yet, but the boot it would belong to.
     entry.process = sweep::boot_id().ok().map(|boot_id| Process {
         pid: 0,

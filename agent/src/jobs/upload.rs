@@ -81,7 +81,7 @@ async fn transfer(
     };
     let source = blocking(open).await?.and_then(|opened| opened).map_err(unreadable)?;
     let shape = Shape::of(&source).map_err(unreadable)?;
-    if let Some(most) = context.file_bytes.filter(|most| shape.size > *most) {
+    if let Some(most) = context.limits.file_bytes.filter(|most| shape.size > *most) {
         let message = format!("{} bytes; limits.file_bytes is {most}", shape.size);
         return Err(Ended::failed("TOO_LARGE", message));
     }

@@ -18,7 +18,10 @@ use super::{
 use crate::{
     domain::job::{Entry, Reject, State},
     gate::{Destination, Program, Source},
-    platform::process::{self, JOB_VARIABLE},
+    platform::{
+        process::{self, JOB_VARIABLE},
+        sandbox::Plan,
+    },
     shim::{self, Attempt, Cause, Exit, Left, Order, Prepared, Shim, Stream, Unstarted},
 };
 
@@ -106,7 +109,8 @@ fn order(
         env: environment(context, env),
         cwd: cwd.unwrap_or("/").to_owned(),
         account: context.identity.account.clone(),
-        file_bytes: context.file_bytes,
+        file_bytes: context.limits.file_bytes,
+        plan: Plan { limits: context.limits, ..program.plan.clone() },
         output_bytes: context.output_bytes,
         timeout: context.timeout,
         grace: context.core.config.grace,
@@ -276,6 +280,11 @@ pub(super) fn of_exit(
     entry.stdout_bytes = exit.stdout.map_or(0, |kept| kept.total);
     entry.stderr_bytes = exit.stderr.map_or(0, |kept| kept.total);
     let ended = match exit.cause {
+        Cause::Ended if exit.out_of_memory && exit.code != Some(0) => {
+            let message = "the kernel ended a process of it, since the job used more memory than \
+                           limits.memory_bytes allows";
+            Ended::failed("OUT_OF_MEMORY", message)
+        }
         Cause::Ended => by_itself(exit.code, exit.signal),
         Cause::Timeout => Ended::timed_out(exit.timeout),
         Cause::Terminated => Ended::cancelled(),

@@ -59,7 +59,7 @@ impl Overview {
         let expires = facts.certificate.map_or(0, |(_, to)| to.as_second());
         m.cert_expiration.set(expires as f64);
         m.show_connected(self.is_connected());
-        m.show_enforcement(s.gate.enforcement());
+        m.show_enforcement(&s.gate.enforcement());
         let link = s.link.borrow();
         m.show_breaker(link.as_ref().map_or(State::Closed, |hub| hub.breaker()).word());
         let head = s.audit.head();

@@ -1,6 +1,8 @@
 //! All unsafe code and all that differs between systems.
 
 pub mod account;
+pub mod cgroup;
+mod entry;
 pub mod holder;
 pub mod host;
 pub mod memory;
@@ -8,6 +10,7 @@ pub mod notify;
 pub mod paths;
 pub mod peer;
 pub mod process;
+pub mod sandbox;
 pub mod space;
 pub mod supervise;
 pub mod sweep;

@@ -8,30 +8,30 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
-    ffi::CString,
     fs::File,
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::{
-    fs::{Mode, OFlags},
-    io::{Errno, FdFlags},
+    fs::OFlags,
+    io::Errno,
     pipe::{PipeFlags, pipe_with},
     process::{
-        Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, kill_process, kill_process_group,
-        pidfd_open, set_parent_process_death_signal, setrlimit, waitpid,
+        Pid, PidfdFlags, Signal, WaitOptions, kill_process, kill_process_group, pidfd_open, waitpid,
     },
-    stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
 
 use super::{
     account::{Account, with_rights_of},
-    paths::{enter, reach},
+    cgroup::Group,
+    entry::{Entry, READY, read_failure},
+    paths::reach,
+    sandbox::Plan,
 };
 
+/// The most that a new process may say about why it does not begin.
+const MAX_FAULT_BYTES: u64 = 4096;
 /// Names the job in the environment of each of its processes.
 pub const JOB_VARIABLE: &str = "JTNT_JOB_ID";
 
@@ -56,6 +56,10 @@ pub struct Launch {
     pub keep: Option<File>,
     /// The largest file it may write.
     pub file_bytes: Option<u64>,
+    /// What holds it once it runs.
+    pub plan: Plan,
+    /// What limits it.
+    pub group: Group,
     /// Whether it is killed when whoever started it dies.
     pub ends_with_parent: bool,
 }
@@ -114,12 +118,7 @@ pub fn fork(launch: &Launch) -> Result<Payload, LaunchError> {
     };
     let reached = with_rights_of(account, || reach(&launch.argv0, &launch.program, OFlags::PATH));
     reached.and_then(|reached| reached).map_err(unreachable)?;
-    // With the user's rights, too: a descriptor would take it past folders that are closed to it.
-    let cwd = with_rights_of(account, || enter(&launch.cwd))
-        .and_then(|opened| opened)
-        .map_err(|source| LaunchError::Cwd { path: launch.cwd.clone(), source })?;
-    Payload::fork(launch, cwd)
-        .map_err(|source| LaunchError::Start { program: launch.argv0.clone(), source })
+    Payload::fork(launch)
 }
 
 /// Forks this process, which has a single thread and nothing open that its copy may not have. The
@@ -159,11 +158,12 @@ pub fn forget_children(forget: bool) -> io::Result<()> {
 pub struct Payload {
     pid: Pid,
     end: OwnedFd,
-    program: String,
+    /// Program and working directory, for messages.
+    names: (String, String),
     /// Written to when it may begin.
     go: Option<OwnedFd>,
-    /// Tells why it did not; closed by the kernel when it did.
-    fault: OwnedFd,
+    /// Tells that it waits, and why it did not begin; closed by the kernel when it did.
+    told: File,
     /// The reading ends of standard output and standard error.
     output: Option<[OwnedFd; 2]>,
     reaped: bool,
@@ -171,40 +171,49 @@ pub struct Payload {
 
 impl Payload {
     #[expect(unsafe_code, reason = "a fork is unsafe by its nature")]
-    fn fork(launch: &Launch, cwd: OwnedFd) -> io::Result<Self> {
-        let pipe = || pipe_with(PipeFlags::CLOEXEC);
-        let ((out, stdout), (err, stderr)) = (pipe()?, pipe()?);
-        let ((wait, go), (fault, complaint)) = (pipe()?, pipe()?);
-        let stdin = File::open("/dev/null")?.into();
-        let entry = Entry::new(launch, cwd)?;
-        // SAFETY: the child makes system calls on values prepared before, and ends in an exec or
-        // in `_exit`. It allocates nothing and takes no lock, so other threads do not matter.
-        let pid = match unsafe { libc::fork() } {
-            -1 => return Err(io::Error::last_os_error()),
-            0 => {
-                // Or its own end would keep the pipe open on which it waits for the end of others.
-                drop(go);
-                let error = entry.as_child(&wait, &[stdin, stdout, stderr]);
-                let number = error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
-                let _nobody_else_to_tell = rustix::io::write(&complaint, &number);
-                // SAFETY: no memory is touched, and no code of this process runs after it.
-                unsafe { libc::_exit(127) }
-            }
-            pid => Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id"))?,
+    fn fork(launch: &Launch) -> Result<Self, LaunchError> {
+        let broken = |source| LaunchError::Start { program: launch.argv0.clone(), source };
+        let forked = || -> io::Result<Self> {
+            let pipe = || pipe_with(PipeFlags::CLOEXEC);
+            let ((out, stdout), (err, stderr)) = (pipe()?, pipe()?);
+            let ((wait, go), (told, tell)) = (pipe()?, pipe()?);
+            let stdin = File::open("/dev/null")?.into();
+            let entry = Entry::new(launch)?;
+            // SAFETY: a process that keeps a job has one thread, so its copy is in no other state.
+            // The copy ends in an exec or in `_exit`.
+            let pid = match unsafe { libc::fork() } {
+                -1 => return Err(io::Error::last_os_error()),
+                0 => {
+                    // Or its own end would keep the pipe open on which it waits for the end of
+                    // others.
+                    drop(go);
+                    entry.as_child(&wait, &tell, &[stdin, stdout, stderr]);
+                    // SAFETY: no memory is touched, and no code of this process runs after it.
+                    unsafe { libc::_exit(127) }
+                }
+                pid => Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id"))?,
+            };
+            let opened = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
+                let _killed = kill_process(pid, Signal::KILL);
+                let _reaped = waitpid(Some(pid), WaitOptions::empty());
+            });
+            Ok(Self {
+                pid,
+                end: opened?,
+                names: (launch.argv0.clone(), launch.cwd.clone()),
+                go: Some(go),
+                told: told.into(),
+                output: Some([out, err]),
+                reaped: false,
+            })
         };
-        let opened = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
-            let _killed = kill_process(pid, Signal::KILL);
-            let _reaped = waitpid(Some(pid), WaitOptions::empty());
-        });
-        Ok(Self {
-            pid,
-            end: opened?,
-            program: launch.argv0.clone(),
-            go: Some(go),
-            fault,
-            output: Some([out, err]),
-            reaped: false,
-        })
+        let mut payload = forked().map_err(broken)?;
+        let mut word = [0];
+        match payload.told.read(&mut word) {
+            Ok(1) if word == [READY] => Ok(payload),
+            Ok(n) => Err(payload.failure(word.get(..n).unwrap_or_default())),
+            Err(error) => Err(broken(error)),
+        }
     }
 
     /// Lets it begin, and waits until it executes its program.
@@ -212,18 +221,24 @@ impl Payload {
     /// # Errors
     /// When it does not.
     pub fn begin(&mut self) -> Result<(), LaunchError> {
-        let mut begin = || -> io::Result<()> {
-            if let Some(go) = self.go.take() {
-                rustix::io::write(&go, &[1])?;
-            }
-            let mut number = [0; 4];
-            match rustix::io::retry_on_intr(|| rustix::io::read(&self.fault, &mut number))? {
-                0 => Ok(()),
-                _ => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(number))),
-            }
-        };
-        let program = self.program.clone();
-        begin().map_err(|source| LaunchError::Start { program, source })
+        if let Some(go) = self.go.take()
+            && let Err(error) = rustix::io::write(&go, &[1])
+        {
+            return Err(LaunchError::Start { program: self.names.0.clone(), source: error.into() });
+        }
+        let mut word = [0];
+        match self.told.read(&mut word) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(self.failure(&word)),
+            Err(source) => Err(LaunchError::Start { program: self.names.0.clone(), source }),
+        }
+    }
+
+    /// What it has begun to say with `first`, to its end.
+    fn failure(&mut self, first: &[u8]) -> LaunchError {
+        let mut said = first.to_vec();
+        let _what_came_counts = (&mut self.told).take(MAX_FAULT_BYTES).read_to_end(&mut said);
+        read_failure((&self.names.0, &self.names.1), &said)
     }
 
     /// Readable at its end.
@@ -279,165 +294,8 @@ impl Drop for Payload {
     }
 }
 
-/// What a new process does to itself between fork and exec.
-struct Entry {
-    image: Image,
-    cwd: OwnedFd,
-    keep: Option<i32>,
-    file_bytes: Option<u64>,
-    become_user: Option<(Vec<Gid>, Gid, Uid)>,
-    is_root: bool,
-    ends_with_parent: bool,
-}
-
-impl Entry {
-    fn new(launch: &Launch, cwd: OwnedFd) -> io::Result<Self> {
-        let account = &launch.account;
-        let groups = || account.groups.iter().copied().map(Gid::from_raw).collect();
-        Ok(Self {
-            image: Image::new(launch)?,
-            cwd,
-            keep: launch.keep.as_ref().map(|file| file.as_raw_fd()),
-            file_bytes: launch.file_bytes,
-            become_user: account
-                .is_other()
-                .then(|| (groups(), Gid::from_raw(account.gid), Uid::from_raw(account.uid))),
-            is_root: account.uid == 0,
-            ends_with_parent: launch.ends_with_parent,
-        })
-    }
-
-    /// What the child does; returns only if it executes nothing.
-    fn as_child(&self, wait: &OwnedFd, streams: &[OwnedFd; 3]) -> io::Error {
-        let entered = || -> io::Result<Infallible> {
-            let [stdin, stdout, stderr] = streams;
-            dup2_stdin(stdin)?;
-            dup2_stdout(stdout)?;
-            dup2_stderr(stderr)?;
-            let mut word = [0];
-            match rustix::io::retry_on_intr(|| rustix::io::read(wait, &mut word))? {
-                // Whoever would look after it is gone.
-                0 => Err(Errno::CANCELED.into()),
-                _ => self.enter(),
-            }
-        };
-        entered().map_or_else(|error| error, |never| match never {})
-    }
-
-    fn enter(&self) -> io::Result<Infallible> {
-        rustix::process::setsid()?;
-        default_signals()?;
-        rustix::process::umask(Mode::from_raw_mode(0o022));
-        setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-        if self.file_bytes.is_some() {
-            let limit = Rlimit { current: self.file_bytes, maximum: self.file_bytes };
-            setrlimit(Resource::Fsize, limit)?;
-        }
-        close_all_on_exec();
-        if let Some(fd) = self.keep {
-            keep_open(fd)?;
-        }
-        deadline()?;
-        if let Some((groups, gid, uid)) = &self.become_user {
-            setgroups(groups)?;
-            setresgid(*gid, *gid, *gid)?;
-            setresuid(*uid, *uid, *uid)?;
-        }
-        if !self.is_root {
-            no_new_privileges()?;
-        }
-        if self.ends_with_parent {
-            set_parent_process_death_signal(Some(Signal::KILL))?;
-        }
-        rustix::process::fchdir(&self.cwd)?;
-        Err(self.image.execute())
-    }
-}
-
-/// What is executed and what it is told, in the form the kernel wants. The library's own call
-/// would hand what is no program to a shell.
-struct Image {
-    program: i32,
-    argv: Vec<*const libc::c_char>,
-    envp: Vec<*const libc::c_char>,
-    /// What the pointers point into.
-    _texts: Vec<CString>,
-}
-
-#[expect(unsafe_code, reason = "pointers make it neither by default")]
-// SAFETY: the pointers point into texts that the same value owns and nobody changes.
-unsafe impl Send for Image {}
-#[expect(unsafe_code, reason = "pointers make it neither by default")]
-// SAFETY: as above; nothing is ever written through them.
-unsafe impl Sync for Image {}
-
-impl Image {
-    fn new(launch: &Launch) -> io::Result<Self> {
-        let args = std::iter::once(&launch.argv0).chain(&launch.args);
-        let mut texts: Vec<_> = args.map(|a| CString::new(a.as_str())).collect::<Result<_, _>>()?;
-        let split = texts.len();
-        for (name, value) in &launch.env {
-            texts.push(CString::new(format!("{name}={value}"))?);
-        }
-        let (args, env) = texts.split_at(split);
-        let pointers = |texts: &[CString]| {
-            texts.iter().map(|t| t.as_ptr()).chain([std::ptr::null()]).collect()
-        };
-        let (argv, envp) = (pointers(args), pointers(env));
-        let program = launch.copy.as_ref().unwrap_or(&launch.program).as_raw_fd();
-        Ok(Self { program, argv, envp, _texts: texts })
-    }
-
-    /// Returns only if it could not.
-    #[expect(unsafe_code, reason = "there is no safe call for executing a descriptor")]
-    fn execute(&self) -> io::Error {
-        let (argv, envp) = (self.argv.as_ptr(), self.envp.as_ptr());
-        // SAFETY: both arrays end in a null pointer and hold strings that live as long as `self`.
-        unsafe {
-            libc::syscall(
-                libc::SYS_execveat,
-                self.program,
-                c"".as_ptr(),
-                argv,
-                envp,
-                libc::AT_EMPTY_PATH,
-            )
-        };
-        io::Error::last_os_error()
-    }
-}
-
-const LAST_SIGNAL: libc::c_int = 64;
-
-/// No signal is blocked or ignored in a program because it was in whoever started it.
-#[expect(unsafe_code, reason = "a handler could be anything")]
-fn default_signals() -> io::Result<()> {
-    use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-    for signal in 1..=LAST_SIGNAL {
-        // SAFETY: the system's default is no code of this process. The library keeps a few numbers
-        // for itself, and refuses those.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
-}
-
-/// The agent opens nothing without close-on-exec, but whoever started the agent may have. Kernels
-/// before 5.11 do not know the call.
-#[expect(unsafe_code, reason = "there is no safe call for it")]
-fn close_all_on_exec() {
-    // SAFETY: this marks descriptors and closes none; no memory is touched.
-    unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            AFTER_STREAMS,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
-}
-
 /// The first descriptor that is no standard stream.
-const AFTER_STREAMS: libc::c_uint = 3;
+pub(super) const AFTER_STREAMS: libc::c_uint = 3;
 
 /// Closes everything but the standard streams, in a process that has opened nothing yet or will
 /// use nothing of it any more.
@@ -445,51 +303,6 @@ const AFTER_STREAMS: libc::c_uint = 3;
 pub fn close_all() {
     // SAFETY: see above; no memory is touched.
     unsafe { libc::syscall(libc::SYS_close_range, AFTER_STREAMS, libc::c_uint::MAX, 0) };
-}
-
-/// How long a new process may take to begin to execute. Whoever waits for that waits so long.
-const BEGIN_SECONDS: libc::time_t = 5;
-
-/// Ends this process unless it executes something soon: from the moment it has a job's user, other
-/// processes of that user may stop it, and a stopped process does nothing by itself. The timer is
-/// the kernel's, its signal reaches what is stopped, and exec removes it.
-#[expect(unsafe_code, reason = "there is no safe call for it")]
-pub(super) fn deadline() -> io::Result<()> {
-    // SAFETY: the structures are plain numbers for which zero is a value, and they outlive the
-    // calls, which keep nothing of them.
-    let (mut event, mut when): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };
-    event.sigev_notify = libc::SIGEV_SIGNAL;
-    event.sigev_signo = libc::SIGKILL;
-    when.it_value.tv_sec = BEGIN_SECONDS;
-    let mut timer: libc::c_int = 0;
-    // SAFETY: as above; the kernel writes the timer's number into `timer`. The library's call
-    // would allocate.
-    let made = unsafe {
-        libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
-    };
-    if made != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let none = std::ptr::null_mut::<libc::itimerspec>();
-    // SAFETY: as above.
-    let set = unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const when, none) };
-    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Lets a descriptor live through exec.
-#[expect(unsafe_code, reason = "the descriptor is known by its number only")]
-fn keep_open(fd: i32) -> io::Result<()> {
-    // SAFETY: the file is owned by the `Launch` that outlives the fork; nothing closes it here.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?)
-}
-
-/// No program started from here on gains rights by its file's mode or capabilities.
-#[expect(unsafe_code, reason = "there is no safe call for it")]
-fn no_new_privileges() -> io::Result<()> {
-    // SAFETY: this option takes plain numbers and touches no memory.
-    let answer = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64) };
-    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A file in memory that holds `content` for ever, open for reading.

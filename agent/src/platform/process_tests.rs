@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::{
-    super::sweep::{Stat, pid_of},
+    super::{
+        entry::deadline,
+        sweep::{Stat, pid_of},
+    },
     *,
 };
 
@@ -26,6 +29,8 @@ fn launch(path: &str, args: &[&str]) -> Launch {
         account: Account::own(),
         keep: None,
         file_bytes: None,
+        plan: Plan::default(),
+        group: Group::default(),
         ends_with_parent: false,
     }
 }

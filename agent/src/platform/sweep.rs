@@ -19,7 +19,7 @@ use rustix::{
     },
 };
 
-use super::process::{JOB_VARIABLE, deadline};
+use super::{entry::deadline, process::JOB_VARIABLE};
 use crate::domain::job::Process;
 
 /// How often what will not end is asked to. Each round waits for what it ended.

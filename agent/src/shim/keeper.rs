@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     platform::{
+        cgroup::Group,
         process::{self, Launch, Payload},
         space::Space,
         supervise::{Signals, Timer, any_of, is_ready},
@@ -130,6 +131,7 @@ struct Keeper {
     order: Order,
     space: Space,
     payload: Payload,
+    launch: Launch,
     signals: Signals,
     /// Held to the end of this process.
     _lock: Lock,
@@ -143,8 +145,13 @@ impl Keeper {
         rustix::process::setsid().map_err(|e| system("setsid", &e.into()))?;
         let signals = Signals::new().map_err(|e| system("signals", &e))?;
         let space = Space::enter().map_err(|e| system("namespace", &e))?;
-        let payload = process::fork(&launch(&order, things, space.is_closed()))?;
-        Ok(Self { order, space, payload, signals, _lock: lock })
+        // Other agents of this machine may know another job by the same name.
+        let name = format!("{}.{}", order.attempt.job_id(), std::process::id());
+        let group = Group::make(&name, &order.plan.limits, order.plan.abilities.limits)
+            .map_err(|e| system("control group", &e))?;
+        let launch = launch(&order, things, group, space.is_closed());
+        let payload = process::fork(&launch)?;
+        Ok(Self { order, space, payload, launch, signals, _lock: lock })
     }
 
     /// Ends without having run anything.
@@ -173,7 +180,18 @@ impl Keeper {
             Err(error) => (None, None, Cause::Lost(error.to_string())),
         };
         let (timeout, finished_at) = (self.order.timeout, SystemClock.now());
-        let exit = Exit { cause, code, signal, timeout, finished_at, duration, stdout, stderr };
+        let out_of_memory = self.launch.group.ran_out_of_memory();
+        let exit = Exit {
+            cause,
+            code,
+            signal,
+            out_of_memory,
+            timeout,
+            finished_at,
+            duration,
+            stdout,
+            stderr,
+        };
         // The other end is closed once the agent is gone, and nobody will take this over soon.
         self.order.attempt.leave(&exit, is_ready(line.as_fd()))?;
         let _nobody_may_listen = (&mut &*line).write(&[DONE]);
@@ -203,7 +221,7 @@ impl Keeper {
     }
 }
 
-fn launch(order: &Order, things: Things, closed: bool) -> Launch {
+fn launch(order: &Order, things: Things, group: Group, closed: bool) -> Launch {
     let Things { program, copy, script } = things;
     // The interpreter reads the script by its descriptor, so no folder of the agent's has to be
     // opened for the job's user.
@@ -218,6 +236,8 @@ fn launch(order: &Order, things: Things, closed: bool) -> Launch {
         account: order.account.clone(),
         keep: script,
         file_bytes: order.file_bytes,
+        plan: order.plan.clone(),
+        group,
         // The first process of a namespace takes the others with it.
         ends_with_parent: !closed,
     }

@@ -39,4 +39,6 @@ pub use self::{
 };
 
 #[cfg(test)]
+mod escapes;
+#[cfg(test)]
 mod tests;

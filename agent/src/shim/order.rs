@@ -8,7 +8,7 @@ use jtnt_proto::bytes::Hash;
 use serde::{Deserialize, Serialize};
 
 use super::files::Attempt;
-use crate::platform::{account::Account, process::LaunchError};
+use crate::platform::{account::Account, process::LaunchError, sandbox::Plan};
 
 /// The most that an order may measure: a signed job has a bound, and this is well above it.
 pub(super) const MAX_ORDER_BYTES: u64 = 8 << 20;
@@ -32,6 +32,8 @@ pub struct Order {
     pub account: Account,
     /// The largest file it may write.
     pub file_bytes: Option<u64>,
+    /// What holds it once it runs.
+    pub plan: Plan,
     /// How much of each output stream is kept.
     pub output_bytes: u64,
     /// When it is asked to end.
@@ -134,6 +136,9 @@ pub struct Exit {
     /// Exit code, where the program returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
+    /// Whether the kernel ended something of it for want of memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
     /// Signal, where one ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     gate::Program,
-    platform::{account::Account, process::sealed},
+    platform::{account::Account, process::sealed, sandbox::Plan},
     runtime::durable,
 };
 
@@ -34,6 +34,7 @@ impl Job {
             cwd: dir.path().to_str().unwrap().to_owned(),
             account: Account::own(),
             file_bytes: None,
+            plan: Plan::default(),
             output_bytes: 1 << 20,
             timeout: Duration::from_secs(60),
             grace: Duration::from_millis(200),
@@ -43,7 +44,8 @@ impl Job {
 
     fn prepare(&self, script: Option<&File>) -> Result<Prepared, Unstarted> {
         let canonical = self.order.argv0.clone();
-        let program = Program { file: self.program(), copy: None, canonical };
+        let program =
+            Program { file: self.program(), copy: None, canonical, plan: Plan::default() };
         Launcher::of_tests().prepare(&self.order, &program, script)
     }
 
@@ -270,7 +272,7 @@ async fn a_nursery_that_has_ended_is_replaced() {
             ..job.order.clone()
         };
         let canonical = order.argv0.clone();
-        let program = Program { file: job.program(), copy: None, canonical };
+        let program = Program { file: job.program(), copy: None, canonical, plan: Plan::default() };
         let shim = launcher.prepare(&order, &program, None).unwrap().go().unwrap();
         tokio::time::timeout(Duration::from_secs(20), shim.ended()).await.unwrap().unwrap();
         exit(order.attempt.left().unwrap());

@@ -4,6 +4,8 @@ use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry,
 };
 
+use crate::domain::enforcement::Enforcement;
+
 /// Job types, as the label has them.
 pub const JOB_TYPES: [&str; 4] = ["exec", "script", "download", "upload"];
 /// Templates of the hub's endpoints, as the label has them.
@@ -244,9 +246,13 @@ impl Metrics {
         }
     }
 
-    /// Shows `level`, such as `partial[uid]`, as what is enforced.
-    pub fn show_enforcement(&self, level: &str) {
-        let word = level.split('[').next().unwrap_or_default();
+    /// Shows what the operating system enforces here.
+    pub fn show_enforcement(&self, level: &Enforcement) {
+        let word = match level {
+            Enforcement::Full => "full",
+            Enforcement::Partial(_) => "partial",
+            Enforcement::None => "none",
+        };
         for l in ENFORCEMENT_LEVELS {
             self.enforcement.with_label_values(&[l]).set(f64::from(l == word));
         }

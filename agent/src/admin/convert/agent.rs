@@ -49,7 +49,7 @@ pub(in crate::admin) fn status(overview: &Overview) -> pb::Status {
             source: identity.root_source.word().to_owned(),
             expires_at: Some(time(identity.keyring.root().expires_at)),
         }),
-        enforcement: s.gate.enforcement().to_owned(),
+        enforcement: s.gate.enforcement().to_string(),
         advice: advice(overview, &report, identity.err(), identity.ok()),
         labels: s.labels.borrow().clone().into_iter().collect(),
         now: Some(time(s.clock.now())),

@@ -4,7 +4,7 @@ use jtnt_proto::admin::v1 as pb;
 
 use crate::gate::Ruling;
 
-pub(in crate::admin) fn decision<T>(ruling: Ruling<T>, enforcement: &str) -> pb::Decision {
+pub(in crate::admin) fn decision<T>(ruling: Ruling<T>) -> pb::Decision {
     let considered = ruling
         .considered
         .into_iter()
@@ -18,7 +18,7 @@ pub(in crate::admin) fn decision<T>(ruling: Ruling<T>, enforcement: &str) -> pb:
         sha256: ruling.sha256.map(|hash| hash.to_string()).unwrap_or_default(),
         considered: considered.collect(),
         monitored: ruling.monitored,
-        enforcement: enforcement.to_owned(),
+        enforcement: ruling.enforcement.to_string(),
         policy_version: ruling.policy_version,
         run_as: ruling.run_as.unwrap_or_default(),
     }

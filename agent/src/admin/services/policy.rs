@@ -15,6 +15,7 @@ use crate::{
         convert::{self, mode_word, require_word},
         error,
     },
+    domain::policy::{NETWORK, SYSTEM},
     gate::{Gate, Ruling},
     policy::document,
 };
@@ -29,10 +30,24 @@ impl Policy {
     ) -> Result<Option<pb::Decision>, Status> {
         let s = self.0.overview.sources();
         let (gate, now) = (s.gate.clone(), s.time.now());
-        let enforcement = gate.enforcement();
         let ruling = blocking(move || question(&gate, now)).await?;
-        Ok(Some(convert::decision(ruling, enforcement)))
+        Ok(Some(convert::decision(ruling)))
     }
+}
+
+/// What is open to every program, in words.
+fn baseline() -> Vec<String> {
+    let paths = |places: &[(&str, &[Access])], access: &[Access]| {
+        let these = places.iter().filter(|(_, open)| *open == access);
+        these.map(|(path, _)| *path).collect::<Vec<_>>().join(" ")
+    };
+    let run = [Access::Read, Access::Execute];
+    vec![
+        format!("read and execute {}", paths(SYSTEM, &run)),
+        format!("read {}", paths(SYSTEM, &[Access::Read])),
+        format!("read, where it has a network, {}", paths(NETWORK, &[Access::Read])),
+        "of its own: /tmp /var/tmp /dev /run /proc".to_owned(),
+    ]
 }
 
 fn optional(text: String) -> Option<String> {
@@ -45,7 +60,8 @@ impl PolicyService for Policy {
         let s = self.0.overview.sources();
         let mut answer = pb::GetPolicyResponse {
             require_enforcement: require_word(s.gate.require_enforcement()).to_owned(),
-            enforcement: s.gate.enforcement().to_owned(),
+            enforcement: s.gate.enforcement().to_string(),
+            baseline: baseline(),
             ..pb::GetPolicyResponse::default()
         };
         let Some(in_force) = s.policy.borrow().clone() else { return Ok(Response::new(answer)) };

@@ -1,0 +1,262 @@
+//! What a new process does to itself between fork and exec, in two steps: everything that takes
+//! time or the rights of root comes first; then it waits for its word; then it becomes the job's
+//! user, is closed in, and executes.
+
+use std::{
+    convert::Infallible,
+    ffi::CString,
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+};
+
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::{Errno, FdFlags},
+    process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit},
+    stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
+};
+
+use super::{
+    account::{Account, with_rights_of},
+    paths::{enter, reach},
+    process::{self, Launch, LaunchError},
+    sandbox::Room,
+};
+
+/// The first byte that a new process tells: it waits for its word.
+pub(super) const READY: u8 = b'+';
+/// Or it ends, and says why; a byte for what it failed at comes before the text.
+const CWD: u8 = b'c';
+const START: u8 = b's';
+
+/// Why a new process does not execute.
+struct Failed {
+    at: u8,
+    why: io::Error,
+}
+
+impl From<io::Error> for Failed {
+    fn from(why: io::Error) -> Self {
+        Self { at: START, why }
+    }
+}
+
+impl From<nix::Error> for Failed {
+    fn from(error: nix::Error) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+impl From<Errno> for Failed {
+    fn from(error: Errno) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+/// What such a process has said, to whoever started it.
+pub(super) fn read_failure(launch: (&str, &str), said: &[u8]) -> LaunchError {
+    let (program, cwd) = launch;
+    let (kind, text) = said.split_first().unwrap_or((&START, b"it ended"));
+    let source = io::Error::other(String::from_utf8_lossy(text).into_owned());
+    match *kind {
+        CWD => LaunchError::Cwd { path: cwd.to_owned(), source },
+        _ => LaunchError::Start { program: program.to_owned(), source },
+    }
+}
+
+/// The new process.
+pub(super) struct Entry<'a> {
+    launch: &'a Launch,
+    image: Image,
+}
+
+impl<'a> Entry<'a> {
+    pub(super) fn new(launch: &'a Launch) -> io::Result<Self> {
+        Ok(Self { launch, image: Image::new(launch)? })
+    }
+
+    /// What the child does; returns only if it executes nothing, and has then said why.
+    pub(super) fn as_child(&self, wait: &OwnedFd, tell: &OwnedFd, streams: &[OwnedFd; 3]) {
+        let Err(failed) = self.enter(wait, tell, streams);
+        let mut said = vec![failed.at];
+        said.extend(failed.why.to_string().as_bytes());
+        let _nobody_else_to_tell = rustix::io::write(tell, &said);
+    }
+
+    fn enter(
+        &self,
+        wait: &OwnedFd,
+        tell: &OwnedFd,
+        [stdin, stdout, stderr]: &[OwnedFd; 3],
+    ) -> Result<Infallible, Failed> {
+        dup2_stdin(stdin)?;
+        dup2_stdout(stdout)?;
+        dup2_stderr(stderr)?;
+        let Launch { plan, account, argv0, group, .. } = self.launch;
+        group.join()?;
+        let room = Room::enter(plan, argv0)?;
+        // Only now: an older descriptor leads out of the view that the job shall have.
+        let program = match &self.launch.copy {
+            Some(copy) => copy.try_clone()?,
+            None => reach(argv0, &self.launch.program, OFlags::PATH)?,
+        };
+        let cwd = with_rights_of(account, || enter(&self.launch.cwd))
+            .and_then(|opened| opened)
+            .map_err(|why| Failed { at: CWD, why })?;
+        rustix::io::write(tell, &[READY])?;
+        let mut word = [0];
+        match rustix::io::retry_on_intr(|| rustix::io::read(wait, &mut word))? {
+            // Whoever would look after it is gone.
+            0 => Err(Errno::CANCELED.into()),
+            _ => self.execute(room, &program, &cwd),
+        }
+    }
+
+    fn execute(&self, room: Room, program: &File, cwd: &OwnedFd) -> Result<Infallible, Failed> {
+        let Launch { account, file_bytes, keep, ends_with_parent, .. } = self.launch;
+        rustix::process::setsid()?;
+        if account.is_other() {
+            // Or it could not open `/dev/stdout`.
+            let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
+            nix::unistd::fchown(io::stdout(), Some(uid), Some(gid))?;
+            nix::unistd::fchown(io::stderr(), Some(uid), Some(gid))?;
+        }
+        default_signals()?;
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+        if file_bytes.is_some() {
+            setrlimit(Resource::Fsize, Rlimit { current: *file_bytes, maximum: *file_bytes })?;
+        }
+        close_all_on_exec();
+        if let Some(file) = keep {
+            rustix::io::fcntl_setfd(file, FdFlags::empty())?;
+        }
+        let is_root = account.uid == 0;
+        room.bound(is_root)?;
+        deadline()?;
+        if account.is_other() {
+            become_user(account)?;
+        }
+        if !is_root {
+            rustix::thread::set_no_new_privs(true)?;
+        }
+        if *ends_with_parent {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+        }
+        rustix::process::fchdir(cwd)?;
+        room.close()?;
+        Err(self.image.execute(program.as_fd()).into())
+    }
+}
+
+fn become_user(account: &Account) -> io::Result<()> {
+    let groups: Vec<_> = account.groups.iter().copied().map(Gid::from_raw).collect();
+    let (gid, uid) = (Gid::from_raw(account.gid), Uid::from_raw(account.uid));
+    setgroups(&groups)?;
+    setresgid(gid, gid, gid)?;
+    Ok(setresuid(uid, uid, uid)?)
+}
+
+/// What is executed and what it is told, in the form the kernel wants. The library's own call
+/// would hand what is no program to a shell.
+struct Image {
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+    /// What the pointers point into.
+    _texts: Vec<CString>,
+}
+
+impl Image {
+    fn new(launch: &Launch) -> io::Result<Self> {
+        let args = std::iter::once(&launch.argv0).chain(&launch.args);
+        let mut texts: Vec<_> = args.map(|a| CString::new(a.as_str())).collect::<Result<_, _>>()?;
+        let split = texts.len();
+        for (name, value) in &launch.env {
+            texts.push(CString::new(format!("{name}={value}"))?);
+        }
+        let (args, env) = texts.split_at(split);
+        let pointers = |texts: &[CString]| {
+            texts.iter().map(|t| t.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        let (argv, envp) = (pointers(args), pointers(env));
+        Ok(Self { argv, envp, _texts: texts })
+    }
+
+    /// Returns only if it could not.
+    #[expect(unsafe_code, reason = "there is no safe call for executing a descriptor")]
+    fn execute(&self, program: BorrowedFd<'_>) -> io::Error {
+        let (argv, envp) = (self.argv.as_ptr(), self.envp.as_ptr());
+        // SAFETY: both arrays end in a null pointer and hold strings that live as long as `self`.
+        unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                program.as_raw_fd(),
+                c"".as_ptr(),
+                argv,
+                envp,
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        io::Error::last_os_error()
+    }
+}
+
+const LAST_SIGNAL: libc::c_int = 64;
+
+/// No signal is blocked or ignored in a program because it was in whoever started it.
+#[expect(unsafe_code, reason = "a handler could be anything")]
+fn default_signals() -> io::Result<()> {
+    use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: the system's default is no code of this process. The library keeps a few numbers
+        // for itself, and refuses those.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
+}
+
+/// The agent opens nothing without close-on-exec, but whoever started the agent may have. Kernels
+/// before 5.11 do not know the call.
+#[expect(unsafe_code, reason = "there is no safe call for it")]
+fn close_all_on_exec() {
+    // SAFETY: this marks descriptors and closes none; no memory is touched.
+    unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            process::AFTER_STREAMS,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+}
+
+/// How long a new process may take to begin to execute. Whoever waits for that waits so long.
+const BEGIN_SECONDS: libc::time_t = 5;
+
+/// Ends this process unless it executes something soon: from the moment it has a job's user, other
+/// processes of that user may stop it, and a stopped process does nothing by itself. The timer is
+/// the kernel's, its signal reaches what is stopped, and exec removes it.
+#[expect(unsafe_code, reason = "there is no safe call for it")]
+pub(super) fn deadline() -> io::Result<()> {
+    // SAFETY: the structures are plain numbers for which zero is a value, and they outlive the
+    // calls, which keep nothing of them.
+    let (mut event, mut when): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_SIGNAL;
+    event.sigev_signo = libc::SIGKILL;
+    when.it_value.tv_sec = BEGIN_SECONDS;
+    let mut timer: libc::c_int = 0;
+    // SAFETY: as above; the kernel writes the timer's number into `timer`. The library's call
+    // would allocate.
+    let made = unsafe {
+        libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
+    };
+    if made != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let none = std::ptr::null_mut::<libc::itimerspec>();
+    // SAFETY: as above.
+    let set = unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const when, none) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,444 @@
+//! Ways out of a job, each tried twice: free, where it must work, or the attempt would prove
+//! nothing; and held, where it must not. `docs/ENFORCEMENT.md` has the same table for people.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        net::{SocketAddr, UnixDatagram, UnixListener},
+    },
+    path::Path,
+    time::Duration,
+};
+
+use jtnt_proto::policy::{Access, Children, Limits};
+
+use super::{Attempt, Cause, Exit, Launcher, Left, Order, Stream, output};
+use crate::{
+    domain::policy::{Area, Confinement, Shape},
+    gate::Program,
+    platform::{
+        account::Account,
+        sandbox::{self, Plan},
+    },
+    runtime::durable,
+};
+
+/// Of the job's user, who owns what it shall not get at: only the sandbox stands in its way.
+const UID: u32 = 61_190;
+
+/// Who tries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum As {
+    /// A user of the job's own.
+    User,
+    /// Root, as a rule may say.
+    Root,
+}
+
+/// An attempt: its name, who, and a script that says ESCAPED where it succeeds. `$D` is a folder
+/// with `secret` in it, and `open/` is what the policy opens.
+type Attack = (&'static str, As, &'static str);
+
+/// Work where nothing holds a job.
+const ATTACKS: &[Attack] = &[
+    ("read a file that no rule opens", As::User, "grep -q key $D/secret && echo ESCAPED"),
+    (
+        "read it through a symbolic link",
+        As::User,
+        "ln -s $D/secret $D/open/l; grep -q key $D/open/l && echo ESCAPED",
+    ),
+    ("read it through ..", As::User, "grep -q key $D/open/../secret && echo ESCAPED"),
+    (
+        "read it through /proc/self/root",
+        As::User,
+        "grep -q key /proc/self/root$D/secret && echo ESCAPED",
+    ),
+    (
+        "read it through a new hard link",
+        As::User,
+        "ln $D/secret $D/open/h; grep -q key $D/open/h && echo ESCAPED",
+    ),
+    ("list a folder that no rule opens", As::User, "ls $D | grep -q secret && echo ESCAPED"),
+    ("write to it", As::User, "echo x >> $D/secret && echo ESCAPED"),
+    ("truncate it", As::User, "perl -e 'truncate($ENV{D}.\"/secret2\", 0) && print \"ESCAPED\"'"),
+    ("remove it", As::User, "rm $D/out/victim && echo ESCAPED"),
+    ("move a file out", As::User, "echo x > $D/open/f; mv $D/open/f $D/out/f && echo ESCAPED"),
+    ("change its mode", As::User, "chmod 4777 $D/secret3 && echo ESCAPED"),
+    ("read a file that a rule denies", As::User, "grep -q key $D/open/closed && echo ESCAPED"),
+    (
+        "rename what a rule denies, then read it",
+        As::User,
+        "mv $D/open/closed2 $D/open/c; grep -q key $D/open/c && echo ESCAPED",
+    ),
+    ("write to a file that may be read only", As::User, "echo x >> $D/open/fixed && echo ESCAPED"),
+    (
+        "execute a file that it wrote",
+        As::User,
+        "cp /usr/bin/true $D/open/t && $D/open/t && echo ESCAPED",
+    ),
+    (
+        "execute a file in its temporary folder",
+        As::User,
+        "cp /usr/bin/true /tmp/jtnt-t && /tmp/jtnt-t && echo ESCAPED",
+    ),
+    (
+        "execute it by the loader",
+        As::User,
+        "cp /usr/bin/true $D/open/u && /lib64/ld-linux-x86-64.so.2 $D/open/u && echo ESCAPED",
+    ),
+    (
+        "execute a file in memory",
+        As::User,
+        "perl -e '$n = \"x\"; $f = syscall(319, $n, 0); exit if $f < 0; open(F, \"+<&=\", $f); \
+         open(I, \"<\", \"/usr/bin/true\"); print F $_ while <I>; \
+         open(R, \"<\", \"/proc/self/fd/$f\"); close(F); \
+         system(\"/proc/self/fd/\" . fileno(R)) == 0 && print \"ESCAPED\"'",
+    ),
+    (
+        "reach a Unix socket by its path",
+        As::User,
+        "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0) && \
+         connect(S, pack_sockaddr_un($ENV{D}.\"/open/sock\")) && print \"ESCAPED\"'",
+    ),
+    (
+        "reach an abstract Unix socket",
+        As::User,
+        "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0) && \
+         connect(S, pack_sockaddr_un(\"\\0\".$ENV{ABSTRACT})) && print \"ESCAPED\"'",
+    ),
+    (
+        "send to a Unix socket from one of a pair",
+        As::User,
+        "perl -MSocket -e 'socketpair(A, B, AF_UNIX, SOCK_DGRAM, 0) && \
+         send(A, \"x\", 0, pack_sockaddr_un($ENV{D}.\"/open/dgram\")) && print \"ESCAPED\"'",
+    ),
+    (
+        "reach the network where the policy says none",
+        As::User,
+        "perl -MSocket -e 'socket(S, AF_INET, SOCK_STREAM, 0) && \
+         connect(S, pack_sockaddr_in($ENV{PORT}, INADDR_LOOPBACK)) && print \"ESCAPED\"'",
+    ),
+    ("make a user namespace", As::User, "unshare -U true && echo ESCAPED"),
+    (
+        "make one by clone",
+        As::User,
+        "perl -e '$p = syscall(56, 0x10000000 | 17, 0, 0, 0, 0); exit unless defined $p; \
+         exit if $p == 0; $p > 0 && print \"ESCAPED\"'",
+    ),
+    (
+        "leave a set-user-id program behind",
+        As::User,
+        "cp /usr/bin/true $D/open/s && chmod 6755 $D/open/s && echo ESCAPED",
+    ),
+    (
+        "make one as it is opened",
+        As::User,
+        "perl -MFcntl -e 'sysopen(F, $ENV{D}.\"/open/s2\", O_CREAT|O_WRONLY, 04755) && \
+         (stat(F))[2] & 04000 && print \"ESCAPED\"'",
+    ),
+    (
+        "open io_uring",
+        As::User,
+        "perl -e '$p = \"\\0\" x 120; syscall(425, 4, $p) >= 0 && print \"ESCAPED\"'",
+    ),
+    (
+        "use the kernel's keys",
+        As::User,
+        "perl -e 'syscall(250, 0, -3, 1) >= 0 && print \"ESCAPED\"'",
+    ),
+    (
+        "open a socket to the hypervisor",
+        As::User,
+        "perl -e 'socket(S, 40, 1, 0) && print \"ESCAPED\"'",
+    ),
+    ("see the machine's devices", As::User, "test -e /dev/ptmx && echo ESCAPED"),
+    (
+        "see what runs on the machine",
+        As::User,
+        "test -e /run && test -n \"$(ls -A /run)\" && echo ESCAPED",
+    ),
+    (
+        "trace a process",
+        As::User,
+        "sleep 5 & perl -e 'syscall(101, 16, 0 + shift, 0, 0) == 0 && print \"ESCAPED\"' $!; kill $!",
+    ),
+    ("root: read a file that no rule opens", As::Root, "grep -q key $D/secret && echo ESCAPED"),
+    (
+        "root: read the agent's files under a rule for everything",
+        As::Root,
+        "grep -q key $D/open/agent/key && echo ESCAPED",
+    ),
+    ("root: replace the agent's program", As::Root, "echo x >> $D/open/binary && echo ESCAPED"),
+    (
+        "root: set a mode on a file of the system",
+        As::Root,
+        "chmod 4777 $D/out/victim2 && echo ESCAPED",
+    ),
+    ("root: mount", As::Root, "mount -t tmpfs x /mnt && echo ESCAPED && umount /mnt"),
+    (
+        "root: make what is read-only writable",
+        As::Root,
+        "mount -o remount,bind,rw / && echo ESCAPED",
+    ),
+    ("root: make a device", As::Root, "mknod $D/open/disk b 8 0 && echo ESCAPED"),
+    (
+        "root: write to the kernel's settings",
+        As::Root,
+        "test -w /proc/sys/kernel/hostname && echo ESCAPED",
+    ),
+    ("root: change the root folder", As::Root, "chroot $D/.. true; chroot / true && echo ESCAPED"),
+    (
+        "root: load a program into the kernel",
+        As::Root,
+        "perl -e '$a = pack(\"LLLLLL\", 2, 4, 4, 1, 0, 0) . \"\\0\" x 100; \
+         syscall(321, 0, $a, 72) >= 0 && print \"ESCAPED\"'",
+    ),
+];
+
+/// What a job is to be able to do.
+const WAYS: &[(&str, &str)] = &[
+    ("read what a rule opens", "grep -q key $D/open/plain && echo ok"),
+    ("write there", "echo x > $D/open/new && echo y >> $D/open/new && rm $D/open/new && echo ok"),
+    (
+        "move within it",
+        "mkdir $D/open/d && echo x > $D/open/m && mv $D/open/m $D/open/d/m && echo ok",
+    ),
+    (
+        "use a temporary folder",
+        "echo x > /tmp/x && mkdir /var/tmp/y && mv /tmp/x /var/tmp/y/x && echo ok",
+    ),
+    ("use shared memory", "echo x > /dev/shm/x && echo ok"),
+    ("use its devices", "head -c 8 /dev/urandom > /dev/null && echo ok"),
+    ("use its own streams", "echo ok > /dev/stdout"),
+    ("start programs of the system", "ls / > /dev/null 2>&1; uname | grep -q Linux && echo ok"),
+    ("look up its user", "getent passwd root > /dev/null && echo ok"),
+    ("look at its own processes", "ps ax > /dev/null && echo ok"),
+    ("use threads and pipes", "seq 100 | sort -R --parallel=2 | wc -l | grep -q 100 && echo ok"),
+];
+
+/// A folder with everything the attempts are about, and who listens.
+struct Ground {
+    dir: tempfile::TempDir,
+    port: u16,
+    name: String,
+    _listening: (UnixListener, UnixListener, UnixDatagram, TcpListener),
+}
+
+impl Ground {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let owned = |path: &Path| chown(path, Some(UID), Some(UID)).unwrap();
+        for folder in ["open", "out", "open/agent"] {
+            fs::create_dir(at(folder)).unwrap();
+            owned(&at(folder));
+        }
+        let files = [
+            "secret",
+            "secret2",
+            "secret3",
+            "open/closed",
+            "open/closed2",
+            "open/fixed",
+            "open/plain",
+            "open/binary",
+            "open/agent/key",
+            "out/victim",
+            "out/victim2",
+        ];
+        for file in files {
+            durable::put(&at(file), b"key\n", 0o644).unwrap();
+            owned(&at(file));
+        }
+        owned(dir.path());
+        let name = format!("jtnt-escapes-{}-{}", std::process::id(), at("x").display());
+        let abstractly = {
+            use std::os::linux::net::SocketAddrExt as _;
+            SocketAddr::from_abstract_name(&name).unwrap()
+        };
+        let listening = (
+            UnixListener::bind(at("open/sock")).unwrap(),
+            UnixListener::bind_addr(&abstractly).unwrap(),
+            UnixDatagram::bind(at("open/dgram")).unwrap(),
+            TcpListener::bind("127.0.0.1:0").unwrap(),
+        );
+        for socket in ["open/sock", "open/dgram"] {
+            fs::set_permissions(at(socket), fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        let port = listening.3.local_addr().unwrap().port();
+        Self { port, name, _listening: listening, dir }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// `open/` is open but for what is denied in it, and the agent's own.
+    fn plan(&self) -> Plan {
+        let area = |name: &str, shape: Shape, access: &[Access]| Area {
+            path: self.path(name),
+            shape,
+            access: access.iter().copied().collect(),
+        };
+        let (read, write) = (Access::Read, Access::Write);
+        Plan {
+            confinement: Confinement {
+                open: vec![area("open", Shape::Tree, &[read, write])],
+                closed: vec![
+                    area("open/closed", Shape::One, &[read, write]),
+                    area("open/closed2", Shape::One, &[read]),
+                    area("open/fixed", Shape::One, &[write]),
+                ],
+                children: Children::System,
+                network: false,
+                ipc: false,
+            },
+            hidden: vec![self.path("open/agent").into(), self.path("open/binary").into()],
+            limits: Limits::default(),
+            abilities: sandbox::abilities(),
+        }
+    }
+
+    /// What a script says, as a job of a shell.
+    async fn run(&self, who: As, script: &str, plan: Plan) -> String {
+        self.end_of(who, script, plan).await.0
+    }
+
+    /// The same, and how it ended.
+    async fn end_of(&self, who: As, script: &str, plan: Plan) -> (String, Exit) {
+        let account = match who {
+            As::User => Account::numbered(UID),
+            As::Root => Account::own(),
+        };
+        let files = tempfile::tempdir().unwrap();
+        let shell = fs::canonicalize("/bin/sh").unwrap().to_str().unwrap().to_owned();
+        let variables = [
+            ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("D", self.dir.path().to_str().unwrap()),
+            ("PORT", &self.port.to_string()),
+            ("ABSTRACT", &self.name),
+        ];
+        let order = Order {
+            attempt: Attempt::new(files.path().join("job"), 1),
+            argv0: shell.clone(),
+            args: vec!["-c".into(), script.into()],
+            env: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            cwd: "/".to_owned(),
+            account,
+            file_bytes: None,
+            plan: plan.clone(),
+            output_bytes: 1 << 16,
+            timeout: Duration::from_secs(20),
+            grace: Duration::from_millis(200),
+        };
+        let file = fs::File::open(&shell).unwrap();
+        let program = Program { file, copy: None, canonical: shell, plan };
+        let shim = Launcher::of_tests().prepare(&order, &program, None).unwrap().go().unwrap();
+        shim.ended().await.unwrap();
+        let exit = match order.attempt.left().unwrap() {
+            Left::Exit(exit) => *exit,
+            other @ (Left::Nothing | Left::Started) => panic!("{script}: {other:?}"),
+        };
+        assert_eq!(exit.cause, Cause::Ended, "{script}");
+        let said = |stream, kept: Option<_>| {
+            let part = kept.map(|kept| output(order.attempt.dir(), stream, kept));
+            part.map(|part| String::from_utf8_lossy(&part.head.0).into_owned()).unwrap_or_default()
+        };
+        (said(Stream::Stdout, exit.stdout) + &said(Stream::Stderr, exit.stderr), exit)
+    }
+}
+
+fn can_be_tried() -> bool {
+    let able = sandbox::abilities();
+    let all = able.root && able.namespaces && able.landlock > 0 && able.seccomp;
+    if !all {
+        eprintln!("not tried: {able:?}");
+    }
+    all
+}
+
+#[tokio::test]
+async fn no_way_leads_out() {
+    if !can_be_tried() {
+        return;
+    }
+    let mut wrong = Vec::new();
+    for (name, who, script) in ATTACKS {
+        let free = Ground::new().run(*who, script, Plan::default()).await;
+        let ground = Ground::new();
+        let held = ground.run(*who, script, ground.plan()).await;
+        let [free_out, held_out] = [&free, &held].map(|said| said.contains("ESCAPED"));
+        println!(
+            "{name:60} free: {:8} held: {}",
+            if free_out { "escapes" } else { "FAILS" },
+            if held_out { "ESCAPES" } else { "stays" }
+        );
+        if !free_out || held_out {
+            wrong.push(format!("{name}: free {free:?}, held {held:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_table_for_people_has_every_attempt() {
+    let page = include_str!("../../../docs/ENFORCEMENT.md");
+    for (name, ..) in ATTACKS {
+        assert!(page.contains(&format!("| {name} | succeeds | fails |")), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_job_needs_it_has() {
+    if !can_be_tried() {
+        return;
+    }
+    let ground = Ground::new();
+    for who in [As::User, As::Root] {
+        for (name, script) in WAYS {
+            let script = script
+                .replace("$D/open/d", if who == As::Root { "$D/open/dr" } else { "$D/open/d" });
+            let said = ground.run(who, &script, ground.plan()).await;
+            assert!(said.contains("ok"), "{name}: {said:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_uses_too_much_memory_is_ended_and_told_apart() {
+    let plan = |memory_bytes| {
+        let limits = Limits { memory_bytes: Some(memory_bytes), ..Limits::default() };
+        Plan { limits, abilities: sandbox::abilities(), ..Plan::default() }
+    };
+    if !plan(0).abilities.limits.memory {
+        eprintln!("no control group for memory here: not tried");
+        return;
+    }
+    let script = "perl -e '$x = \"x\" x (64 << 20); print \"done\"'";
+    let ground = Ground::new();
+    let (said, exit) = ground.end_of(As::User, script, plan(16 << 20)).await;
+    assert!(
+        exit.out_of_memory && exit.code != Some(0) && !said.contains("done"),
+        "{said} {exit:?}"
+    );
+    let (said, exit) = ground.end_of(As::User, script, plan(512 << 20)).await;
+    assert_eq!((&*said, exit.out_of_memory, exit.code), ("done", false, Some(0)));
+}
+
+#[tokio::test]
+async fn a_job_has_no_more_processes_than_it_may() {
+    let limits = Limits { pids: Some(8), ..Limits::default() };
+    let plan = Plan { limits, abilities: sandbox::abilities(), ..Plan::default() };
+    if !plan.abilities.limits.pids {
+        eprintln!("no control group for processes here: not tried");
+        return;
+    }
+    let script = "perl -e 'for (1..50) { $p = fork; defined $p or last; $p or do { sleep 20; exit }; \
+                  $n++ } print $n'";
+    let ground = Ground::new();
+    let few: u32 = ground.run(As::User, script, plan).await.trim().parse().unwrap();
+    assert!((4..8).contains(&few), "{few}");
+    assert_eq!(ground.run(As::User, script, Plan::default()).await.trim(), "50");
+}
