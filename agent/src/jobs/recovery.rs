@@ -88,13 +88,19 @@ async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
         (Step::Interrupted, _) => {
             let message = "the machine went down while the job ran";
             let ended = Ended::because(Outcome::Interrupted, "MACHINE_DOWN", message);
-            core.conclude(entry, ended, None).await
+            let attempt = work::attempt_of(core, &entry);
+            core.conclude(entry, ended, None).await?;
+            attempt.forget();
+            Ok(())
         }
         (Step::Indeterminate | Step::Attach | Step::Conclude, _) => {
             end_rest(core, &entry).await;
             let message = "the agent ended while the job ran; nobody can tell how far it came";
             let ended = Ended::because(Outcome::Indeterminate, "AGENT_ENDED", message);
-            core.conclude(entry, ended, None).await
+            let attempt = work::attempt_of(core, &entry);
+            core.conclude(entry, ended, None).await?;
+            attempt.forget();
+            Ok(())
         }
     }
 }
@@ -108,14 +114,7 @@ enum Kept {
 
 /// Looks for a job by its files.
 async fn look(core: &Core, entry: &Entry) -> (Found, Kept) {
-    let process = entry.process.as_ref();
-    if !process.is_some_and(|p| sweep::boot_id().is_ok_and(|now| now == p.boot_id)) {
-        return (Found::OtherBoot, Kept::Nothing);
-    }
-    // Transfers are done by the agent itself.
-    if !matches!(entry.kind.as_str(), "exec" | "script") {
-        return (Found::Begun, Kept::Nothing);
-    }
+    let program = matches!(entry.kind.as_str(), "exec" | "script");
     let attempt = work::attempt_of(core, entry);
     // What cannot be read of one job keeps no other from being recovered: it may have run.
     let left = || {
@@ -124,6 +123,18 @@ async fn look(core: &Core, entry: &Entry) -> (Found, Kept) {
             Left::Started
         })
     };
+    let process = entry.process.as_ref();
+    if !process.is_some_and(|p| sweep::boot_id().is_ok_and(|now| now == p.boot_id)) {
+        return match left() {
+            // It ended before the machine did.
+            Left::Exit(exit) if program => (Found::Ended, Kept::Exit(exit)),
+            Left::Exit(_) | Left::Started | Left::Nothing => (Found::OtherBoot, Kept::Nothing),
+        };
+    }
+    // Transfers are done by the agent itself.
+    if !program {
+        return (Found::Begun, Kept::Nothing);
+    }
     let shim = Shim::find(attempt.clone()).unwrap_or_else(|error| {
         tracing::error!(%error, job_id = %entry.job_id, "who keeps a job cannot be told");
         None
@@ -162,7 +173,8 @@ async fn conclude(core: &Core, mut entry: Entry, exit: Exit) -> Result<(), Store
     .await
     .map_err(|error| StoreError(error.to_string()))?;
     end_rest(core, &entry).await;
-    let ended = work::of_exit(&mut entry, exit, outputs);
+    let cancelled = core.cancels.is_cancelled(&entry.job_id, core.deps.time.now());
+    let ended = work::of_exit(&mut entry, exit, outputs, cancelled);
     core.conclude(entry, ended, None).await?;
     attempt.forget();
     Ok(())

@@ -144,8 +144,11 @@ pub(super) fn resume(core: &Arc<Core>, entry: Entry, shim: Shim) {
     let grant = core.board.adopt(Item { entry, priority: Priority::Normal });
     let Grant { item: Item { mut entry, .. }, live } = grant;
     let user = entry.user.clone().unwrap_or_default();
-    // How long it may run, and how much it may write, its shim knows.
-    let unlimited = Limits { timeout_seconds: Some(u64::MAX), ..Limits::default() };
+    // How long it may run, and how much it may write, its shim knows. This is for a shim that does
+    // not do its part any more.
+    let timeout = work::attempt_of(core, &entry).timeout();
+    let timeout_seconds = Some(timeout.map_or(u64::MAX, |timeout| timeout.as_secs()));
+    let unlimited = Limits { timeout_seconds, ..Limits::default() };
     let identity = users::of_running(&user, &core.pool);
     let context = Context::of((core, &entry, live), identity, unlimited);
     spawn(core, id, async move {

@@ -318,7 +318,13 @@ async fn after_a_crash_nothing_is_lost_and_nothing_runs_twice() {
     assert!(desk.take(leased("waits", &json!({}))).await);
     under_way(&desk, "unknown", &json!({}), here()).await;
     under_way(&desk, "unbegun", &json!({}), here()).await;
-    under_way(&desk, "down", &json!({}), before).await;
+    under_way(&desk, "down", &json!({}), before.clone()).await;
+    under_way(&desk, "ended", &json!({}), before).await;
+    begun(&desk, "ended");
+    let exit = desk.core.job_dir(&id("ended")).join("exit.1.json");
+    let ended = json!({"cause": "ended", "code": 6, "timeout": {"secs": 9, "nanos": 0},
+        "finished_at": NOW, "duration": {"secs": 1, "nanos": 0}});
+    durable::replace(&exit, ended.to_string().as_bytes(), durable::PRIVATE).unwrap();
     under_way(&desk, "harmless", &json!({"idempotent": true}), here()).await;
     begun(&desk, "unknown");
     begun(&desk, "harmless");
@@ -339,6 +345,9 @@ async fn after_a_crash_nothing_is_lost_and_nothing_runs_twice() {
     assert_eq!(state("unknown"), because(Outcome::Indeterminate, "AGENT_ENDED"));
     assert_eq!(state("torn"), because(Outcome::Indeterminate, "AGENT_ENDED"));
     assert_eq!(state("down"), because(Outcome::Interrupted, "MACHINE_DOWN"));
+    let ended = desk.entry("ended");
+    assert_eq!((ended.state, ended.exit_code), (State::Finished(Outcome::Failed), Some(6)));
+    assert!(!desk.core.job_dir(&id("torn")).exists() && !desk.core.job_dir(&id("ended")).exists());
     let stored = desk.entry("stored");
     assert_eq!((stored.state, stored.exit_code), (State::Finished(Outcome::Failed), Some(3)));
     assert_eq!(stored.result_sha256, Some(jtnt_proto::bytes::Hash::of(&body)));
@@ -350,7 +359,7 @@ async fn after_a_crash_nothing_is_lost_and_nothing_runs_twice() {
     assert_eq!((unbegun.state, unbegun.attempt), (State::Finished(Outcome::Ok), 1));
     let again = desk.until("harmless", |e| e.state.is_terminal()).await;
     assert_eq!((again.state, again.attempt), (State::Finished(Outcome::Ok), 2));
-    assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 7);
+    assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 8);
 }
 
 #[tokio::test]
@@ -418,7 +427,9 @@ async fn a_job_goes_on_while_its_agent_does_not() {
         crate::shim::Left::Exit(_)
     ));
     recovery::recover(&desk.core).await.unwrap();
-    assert_eq!(desk.entry("goes-on").state, State::Finished(Outcome::Cancelled));
+    let end = desk.entry("goes-on");
+    assert_eq!(end.state, State::Finished(Outcome::Interrupted), "nobody cancelled it");
+    assert_eq!(end.reason.as_deref(), Some("TERMINATED"));
     assert_eq!(events(&desk, "goes-on"), ["job_started", "job_executed"]);
     assert!(!desk.core.job_dir(&id("goes-on")).exists(), "nothing of it is left but its record");
 }

@@ -168,7 +168,10 @@ pub(super) async fn supervise(context: &Context, entry: &mut Entry, shim: Shim) 
     }
     let attempt = context.attempt.clone();
     let read = tokio::task::spawn_blocking(move || {
-        let left = attempt.left();
+        let left = match (attempt.left(), shim.told()) {
+            (Ok(Left::Started) | Err(_), Some(exit)) => Ok(Left::Exit(Box::new(exit))),
+            (left, _) => left,
+        };
         let outputs = match &left {
             Ok(Left::Exit(exit)) => outputs(attempt.dir(), exit),
             _ => [None, None],
@@ -246,10 +249,10 @@ fn conclusion(
     outputs: [Option<Output>; 2],
 ) -> Ended {
     let ended = match left {
-        Ok(Left::Exit(exit)) => of_exit(entry, *exit, outputs),
+        Ok(Left::Exit(exit)) => of_exit(entry, *exit, outputs, matches!(why, Why::Cancelled)),
         Ok(Left::Nothing) => Ended::failed("CANNOT_START", "its shim ended before it began"),
         Ok(Left::Started) => {
-            lost("its shim was ended from outside; nobody can tell how far it came")
+            lost("its shim ended without a word; nobody can tell how far the job came")
         }
         Err(error) => lost(&format!("how it ended cannot be read: {error}")),
     };
@@ -270,11 +273,13 @@ fn lost(message: &str) -> Ended {
     Ended::because(Outcome::Indeterminate, "SHIM_LOST", message)
 }
 
-/// What an exit means, and what the journal keeps of it.
+/// What an exit means, and what the journal keeps of it. `cancelled`: that is why it was told to
+/// end, if it was.
 pub(super) fn of_exit(
     entry: &mut Entry,
     exit: Exit,
     [stdout, stderr]: [Option<Output>; 2],
+    cancelled: bool,
 ) -> Ended {
     entry.duration_ms = Some(u64::try_from(exit.duration.as_millis()).unwrap_or(u64::MAX));
     entry.stdout_bytes = exit.stdout.map_or(0, |kept| kept.total);
@@ -287,7 +292,12 @@ pub(super) fn of_exit(
         }
         Cause::Ended => by_itself(exit.code, exit.signal),
         Cause::Timeout => Ended::timed_out(exit.timeout),
-        Cause::Terminated => Ended::cancelled(),
+        Cause::Terminated if cancelled => Ended::cancelled(),
+        Cause::Terminated => {
+            let message = "its shim was told to end it, but not by a cancel: by a shutdown of the \
+                           machine, or by hand";
+            Ended::because(Outcome::Interrupted, "TERMINATED", message)
+        }
         Cause::Unstarted(unstarted) => Ended::failed(unstarted.reason(), unstarted.message),
         Cause::Lost(error) => Ended::failed("SUPERVISION_LOST", error),
     };

@@ -11,6 +11,7 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::{
@@ -28,8 +29,11 @@ use super::{
     entry::{Entry, READY, read_failure},
     paths::reach,
     sandbox::Plan,
+    supervise::reap,
 };
 
+/// What was killed ends in far less, unless a device holds it.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The most that a new process may say about why it does not begin.
 const MAX_FAULT_BYTES: u64 = 4096;
 /// Names the job in the environment of each of its processes.
@@ -257,15 +261,15 @@ impl Payload {
         self.signal(Signal::TERM);
     }
 
-    /// Ends the whole group at once, then takes the process's own end; waits for it if need be.
+    /// Ends the whole group at once, then takes the process's own end; waits a little for it if
+    /// need be.
     ///
     /// # Errors
-    /// When the system cannot tell how it ended.
+    /// When the system cannot tell how it ended, or not in time.
     pub fn reap(&mut self) -> io::Result<Exit> {
         self.signal(Signal::KILL);
-        let waited = rustix::io::retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()))?;
         self.reaped = true;
-        let (_, status) = waited.ok_or_else(|| io::Error::other("no such child"))?;
+        let status = reap(self.pid, self.end.as_fd(), PATIENCE)?;
         Ok(Exit { code: status.exit_status(), signal: status.terminating_signal() })
     }
 

@@ -1,21 +1,32 @@
 //! Processes of one job, apart from all others: they can be ended as a whole, however they fork,
 //! and none of them lives longer than whoever keeps the job.
 
-use std::{collections::BTreeSet, io, os::fd::OwnedFd};
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
 
 use rustix::{
     io::Errno,
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid},
+    process::{
+        Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, set_child_subreaper,
+        waitpid,
+    },
     stdio::{dup2_stdin, stdin},
     thread::set_name,
 };
 
 use super::{
     process::{close_all, forget_children},
+    supervise::reap,
     sweep::{Stat, pid_of, processes},
 };
 
+/// An empty namespace is gone at once. What a tracer outside holds may keep one.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How often children are looked for that came after the last look.
 const ROUNDS: usize = 50;
 
@@ -52,6 +63,14 @@ impl Space {
         matches!(self, Self::Namespace(_))
     }
 
+    /// Kills everything that is in it, where the kernel does so at once, and does not wait. What
+    /// one process of it holds by tracing another is let go by that.
+    pub fn kill(&self) {
+        if let Self::Namespace(init) = self {
+            init.kill();
+        }
+    }
+
     /// Ends everything that is left. When it returns, all of it is gone.
     ///
     /// # Errors
@@ -68,6 +87,8 @@ impl Space {
 #[derive(Debug)]
 pub struct Init {
     pid: Pid,
+    /// Readable when the namespace is gone.
+    end: OwnedFd,
     /// Closed by the end of this process, however it comes.
     _life: OwnedFd,
 }
@@ -90,19 +111,19 @@ impl Init {
             }
             pid => {
                 let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id"))?;
-                Ok(Self { pid, _life: life })
+                Ok(Self { pid, end: pidfd_open(pid, PidfdFlags::empty())?, _life: life })
             }
         }
     }
 
+    fn kill(&self) {
+        let _gone_or_killed = kill_process(self.pid, Signal::KILL);
+    }
+
     fn end(self) -> io::Result<()> {
-        match kill_process(self.pid, Signal::KILL) {
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(error) => return Err(error.into()),
-        }
+        self.kill();
         // The kernel lets it be waited for only when the namespace is empty.
-        rustix::io::retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()))?;
-        Ok(())
+        reap(self.pid, self.end.as_fd(), PATIENCE).map(drop)
     }
 }
 

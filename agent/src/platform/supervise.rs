@@ -12,6 +12,7 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     fd::OwnedFd,
     pipe::{PipeFlags, pipe_with},
+    process::{Pid, WaitOptions, WaitStatus, waitpid},
     time::{
         Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
         timerfd_settime,
@@ -91,6 +92,28 @@ impl AsFd for Timer {
 /// # Errors
 /// As the system's.
 pub fn any_of<const N: usize>(watched: [Option<BorrowedFd<'_>>; N]) -> io::Result<[bool; N]> {
+    wait(watched, None)
+}
+
+/// The same, for no longer than `most`; none of them, if none was ready by then.
+///
+/// # Errors
+/// As the system's.
+pub fn any_of_within<const N: usize>(
+    watched: [Option<BorrowedFd<'_>>; N],
+    most: Duration,
+) -> io::Result<[bool; N]> {
+    wait(watched, Some(most))
+}
+
+fn wait<const N: usize>(
+    watched: [Option<BorrowedFd<'_>>; N],
+    most: Option<Duration>,
+) -> io::Result<[bool; N]> {
+    let most = most.map(|most| Timespec {
+        tv_sec: i64::try_from(most.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(most.subsec_nanos()),
+    });
     let mut places = Vec::with_capacity(N);
     let mut asked = Vec::with_capacity(N);
     for (place, fd) in watched.iter().enumerate() {
@@ -99,7 +122,7 @@ pub fn any_of<const N: usize>(watched: [Option<BorrowedFd<'_>>; N]) -> io::Resul
             asked.push(PollFd::from_borrowed_fd(*fd, PollFlags::IN));
         }
     }
-    rustix::io::retry_on_intr(|| poll(&mut asked, None))?;
+    rustix::io::retry_on_intr(|| poll(&mut asked, most.as_ref()))?;
     let mut ready = [false; N];
     for (place, fd) in places.into_iter().zip(&asked) {
         if let Some(ready) = ready.get_mut(place) {
@@ -107,6 +130,31 @@ pub fn any_of<const N: usize>(watched: [Option<BorrowedFd<'_>>; N]) -> io::Resul
         }
     }
     Ok(ready)
+}
+
+/// Takes the end of a child that has ended or is about to; `end` can be read then. Somebody else's tracer can keep it from
+/// its own parent, so this does not wait for ever.
+///
+/// # Errors
+/// When it is not there to be taken within `patience`.
+pub fn reap(child: Pid, end: BorrowedFd<'_>, patience: Duration) -> io::Result<WaitStatus> {
+    const ROUND: Duration = Duration::from_millis(5);
+    any_of_within([Some(end)], patience)?;
+    let mut left = patience;
+    loop {
+        let taken = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::NOHANG))?;
+        match taken {
+            Some((_, status)) => return Ok(status),
+            None if left.is_zero() => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "a process of the job does not end, or another process traces it",
+                ));
+            }
+            None => any_of_within([None], ROUND).map(drop)?,
+        }
+        left = left.saturating_sub(ROUND);
+    }
 }
 
 /// Whether this one can be read or was closed, without waiting.

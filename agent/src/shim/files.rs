@@ -1,8 +1,9 @@
 //! The files by which a job is found again.
 
 use std::{
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -69,12 +70,21 @@ impl Attempt {
         Lock::take(&self.lock_file(), "jtnt-agent shim")
     }
 
-    /// Writes down that the program is about to begin.
+    /// Writes down that the program is about to begin, and how long it may run.
     ///
     /// # Errors
     /// Also when that was written before: nothing begins twice.
-    pub(super) fn mark(&self) -> io::Result<()> {
-        durable::create(&self.marker(), PRIVATE).map(drop)
+    pub(super) fn mark(&self, timeout: Duration) -> io::Result<()> {
+        let mut marker = durable::create(&self.marker(), PRIVATE)?;
+        marker.write_all(timeout.as_secs().to_string().as_bytes())
+    }
+
+    /// How long a program that has begun may run, from its beginning.
+    #[must_use]
+    pub fn timeout(&self) -> Option<Duration> {
+        let text = durable::read(&self.marker(), MAX_EXIT_BYTES).ok()?;
+        let seconds = std::str::from_utf8(&text).ok()?.parse().ok()?;
+        Some(Duration::from_secs(seconds))
     }
 
     /// Writes down how it ended; `synced` if the machine may go down before anybody reads it.

@@ -37,6 +37,7 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const IDLE: Duration = Duration::from_secs(20);
 /// Two pipes of the size that the system allows at most.
 const MOST_ON_THE_WAY: usize = 2 << 20;
+const MOST_READS: usize = 1 << 16;
 
 /// Runs as a shim if the command line says so.
 #[must_use]
@@ -162,12 +163,13 @@ impl Keeper {
 
     fn run(mut self, line: &UnixStream) -> io::Result<()> {
         let began = SystemClock.uptime();
-        self.order.attempt.mark()?;
+        self.order.attempt.mark(self.order.timeout)?;
         let mut streams = Streams::of(&mut self.payload, &self.order)?;
         let cause = match self.payload.begin() {
             Err(error) => Cause::Unstarted(error.into()),
             Ok(()) => self.watch(&mut streams).unwrap_or_else(|e| Cause::Lost(e.to_string())),
         };
+        self.space.kill();
         let end = self.payload.reap();
         let duration = SystemClock.uptime().saturating_sub(began);
         let cause = match self.space.end() {
@@ -193,9 +195,14 @@ impl Keeper {
             stderr,
         };
         // The other end is closed once the agent is gone, and nobody will take this over soon.
-        self.order.attempt.leave(&exit, is_ready(line.as_fd()))?;
-        let _nobody_may_listen = (&mut &*line).write(&[DONE]);
-        Ok(())
+        let left = self.order.attempt.leave(&exit, is_ready(line.as_fd()));
+        let word = match &left {
+            Ok(()) => vec![DONE],
+            // No file says it, so the agent is told, if one is there.
+            Err(_) => serde_json::to_vec(&exit)?,
+        };
+        let _nobody_may_listen = (&mut &*line).write_all(&word);
+        left
     }
 
     /// Stays with the program until it has ended or must be killed.
@@ -266,29 +273,36 @@ impl Streams {
         self.pipes.each_ref().map(|pipe| pipe.as_ref().map(File::as_fd))
     }
 
-    /// Takes what there is, at most a chunk of each.
-    fn take(&mut self, ready: [bool; 2]) {
+    /// Takes what there is, at most a chunk of each; how much it was.
+    fn take(&mut self, ready: [bool; 2]) -> usize {
+        let mut taken = 0;
         for ((pipe, sink), ready) in self.pipes.iter_mut().zip(&mut self.sinks).zip(ready) {
             let Some(open) = pipe.as_mut().filter(|_| ready) else { continue };
             match open.read(&mut self.chunk) {
                 Ok(0) => *pipe = None,
-                Ok(n) => sink.take(self.chunk.get(..n).unwrap_or_default()),
+                Ok(n) => {
+                    taken += n;
+                    sink.take(self.chunk.get(..n).unwrap_or_default());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => *pipe = None,
             }
         }
+        taken
     }
 
     /// What was still on its way when everything had ended; somebody beyond the job may hold the
     /// other end, so it is not read to its end.
     fn finish(mut self) -> [Option<Kept>; 2] {
-        for _ in 0..MOST_ON_THE_WAY / CHUNK_BYTES {
+        let mut left = MOST_ON_THE_WAY;
+        // A pipe of packets gives one at a time, and each may be a byte.
+        for _ in 0..MOST_READS {
             let ready = any_now(self.open());
-            if ready == [false; 2] {
+            if ready == [false; 2] || left == 0 {
                 break;
             }
-            self.take(ready);
+            left = left.saturating_sub(self.take(ready));
         }
         self.sinks.map(Sink::finish)
     }

@@ -26,7 +26,7 @@ use rustix::{
 use super::{
     files::Attempt,
     keeper::WORD,
-    order::{Answer, MAX_EXIT_BYTES, Order, Unstarted, WITH_COPY, WITH_SCRIPT},
+    order::{Answer, Exit, MAX_EXIT_BYTES, Order, Unstarted, WITH_COPY, WITH_SCRIPT},
 };
 use crate::{
     domain::job::Process,
@@ -292,6 +292,17 @@ impl Shim {
             }
         }
         self.end.ended().await
+    }
+
+    /// How the job ended, from a shim that could not write it down.
+    #[must_use]
+    pub fn told(&self) -> Option<Exit> {
+        let line = self.line.as_ref()?;
+        line.set_nonblocking(true).ok()?;
+        let mut said = Vec::new();
+        // It has ended by now, so all that it said is here.
+        let _what_came_counts = line.take(MAX_EXIT_BYTES).read_to_end(&mut said);
+        serde_json::from_slice(&said).ok()
     }
 
     /// Has the job ended: politely first, by force after its grace.

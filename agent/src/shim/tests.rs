@@ -61,6 +61,16 @@ impl Job {
         exit(left(self, &self.go()).await)
     }
 
+    /// Waits until its marker is there.
+    async fn says_it_began(&self) {
+        let began = async {
+            while self.order.attempt.timeout().is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), began).await.unwrap();
+    }
+
     fn written(&self, name: &str) -> String {
         std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default()
     }
@@ -105,6 +115,40 @@ async fn what_a_job_wrote_and_how_it_ended_is_written_down() {
     attempt.forget();
     assert_eq!(std::fs::read_dir(dir).unwrap().count(), 2, "the output stays");
     assert_eq!(attempt.left().unwrap(), Left::Nothing);
+}
+
+#[tokio::test]
+async fn a_process_that_traces_the_program_keeps_nobody_waiting() {
+    let job = Job::of(
+        "exec perl -MPOSIX -e 'pipe(R, W); if (!fork) { setsid; \
+         syscall(101, 0x4206, getppid, 0, 0); syswrite(W, \"x\"); sleep 60 } \
+         sysread(R, $x, 1); exit 3'",
+    );
+    let exit = job.run().await;
+    assert_eq!((exit.cause, exit.code), (Cause::Ended, Some(3)));
+}
+
+#[tokio::test]
+async fn how_long_a_program_may_run_is_written_down_when_it_begins() {
+    let job = Job::of("sleep 60");
+    let shim = job.go();
+    job.says_it_began().await;
+    assert_eq!(job.order.attempt.timeout(), Some(job.order.timeout));
+    shim.kill();
+    assert_eq!(left(&job, &shim).await, Left::Started);
+}
+
+#[tokio::test]
+async fn an_end_that_cannot_be_written_down_is_told() {
+    let job = Job::of("echo started > out; exit 5");
+    let attempt = &job.order.attempt;
+    let prepared = job.prepare(None).unwrap();
+    // Nothing can take the place of a folder that has something in it.
+    std::fs::create_dir_all(attempt.dir().join("exit.1.json/x")).unwrap();
+    let shim = prepared.go().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), shim.ended()).await.unwrap().unwrap();
+    assert!(attempt.left().is_err());
+    assert_eq!(shim.told().unwrap().code, Some(5));
 }
 
 #[tokio::test]

@@ -4,6 +4,16 @@
 //! would print headers at `debug` are only heard from `warn` on, those that warn about peers from
 //! `error` on.
 
+use std::{
+    io::{self, Write},
+    os::fd::AsFd,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    time::Timespec,
+};
 use serde::Serialize;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
@@ -120,7 +130,8 @@ impl LogLevel {
 #[must_use]
 pub fn init(level: Level, format: Format) -> LogLevel {
     let (handle, filter) = LogLevel::with_layer(level);
-    let out = fmt::layer().with_writer(std::io::stderr);
+    // What cannot be written cannot be told either.
+    let out = fmt::layer().with_writer(|| Patient(io::stderr())).log_internal_errors(false);
     let out = match format {
         Format::Human => out.with_target(false).with_ansi(false).boxed(),
         Format::Json => out.json().flatten_event(true).boxed(),
@@ -131,9 +142,65 @@ pub fn init(level: Level, format: Format) -> LogLevel {
     handle
 }
 
+/// Writes to standard error, but does not wait for whoever reads there: a line that would have to
+/// wait is lost. An agent goes on without its log.
+struct Patient<W>(W);
+
+/// What a pipe that can be written to takes without waiting: POSIX, `PIPE_BUF`.
+const AT_ONCE: usize = 4096;
+
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+impl<W: Write + AsFd> Patient<W> {
+    fn whole(&mut self, line: &[u8]) -> bool {
+        line.chunks(AT_ONCE).all(|part| takes(&self.0) && self.0.write_all(part).is_ok())
+    }
+}
+
+impl<W: Write + AsFd> Write for Patient<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let lost = LOST.swap(0, Ordering::Relaxed);
+        let told =
+            lost == 0 || self.whole(format!("{lost} lines of this log were lost\n").as_bytes());
+        let lost = if told { 0 } else { lost };
+        let whole = told && self.whole(line);
+        LOST.fetch_add(lost + u64::from(!whole), Ordering::Relaxed);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether something can be written there at once.
+fn takes(to: &impl AsFd) -> bool {
+    let mut asked = [PollFd::new(to, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut asked, Some(&now)).is_ok_and(|_| asked[0].revents().contains(PollFlags::OUT))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_that_does_not_read_costs_lines_and_no_time() {
+        use std::io::Read as _;
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut log = Patient(writer);
+        let line = [b'x'; 1000];
+        for _ in 0..200 {
+            assert_eq!(log.write(&line).unwrap(), line.len());
+        }
+        let mut some = vec![0; 60_000];
+        reader.read_exact(&mut some).unwrap();
+        log.write_all(b"again\n").unwrap();
+        drop(log);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        assert!(rest.ends_with(" lines of this log were lost\nagain\n"), "{rest}");
+    }
 
     #[test]
     fn levels_have_names() {
