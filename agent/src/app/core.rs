@@ -14,13 +14,14 @@ use super::published::Published;
 use crate::{
     audit::{self, Audit},
     config::Config,
+    domain::enforcement::Abilities,
     gate::{self, Gate, PolicyWatch},
     heartbeat::HeartbeatStatus,
     hub::HubError,
     identity,
     jobs::{self, Jobs, Refresh, Work},
     overview::{Overview, Sources, VERSION},
-    platform::{host, sandbox, users},
+    platform::{host, users},
     policy::{self, Keeper, NoNewer, Offer, PolicyKeeper, Source},
     runtime::{
         clock::{SharedClock, SystemClock},
@@ -168,8 +169,13 @@ pub(super) fn open_audit(
 }
 
 impl Core {
-    /// Puts the parts together.
-    pub(super) async fn open(config: Config, path: PathBuf, who: &str) -> Result<Self, Failure> {
+    /// Puts the parts together. `abilities` is asked once everything else is open.
+    pub(super) async fn open(
+        config: Config,
+        path: PathBuf,
+        who: &str,
+        abilities: impl FnOnce() -> Abilities + Send,
+    ) -> Result<Self, Failure> {
         let held = Held::take(&config, who).await?;
         let (base, essential) = Base::new(config, path)?;
         let state = State::open(&base)?;
@@ -178,7 +184,7 @@ impl Core {
         published.refresh(config).await;
         let (keeper_task, keeper, policy) =
             policy::keeper(policy_config(&base, &state, &published));
-        let gate = Gate::new(policy.clone(), gate_config(config, &base.path));
+        let gate = Gate::new(policy.clone(), gate_config(config, &base.path, abilities()));
         let deps = jobs_deps(&base, &state, &published, (&policy, &gate, &keeper));
         let (jobs, work) = Jobs::build(deps, jobs_config(config));
         let (heartbeat, ready) =
@@ -343,7 +349,7 @@ fn source(published: &Arc<Published>) -> Source {
     }
 }
 
-fn gate_config(config: &Config, path: &std::path::Path) -> gate::Config {
+fn gate_config(config: &Config, path: &std::path::Path, abilities: Abilities) -> gate::Config {
     let mut protected: Vec<PathBuf> = PROTECTED.iter().map(PathBuf::from).collect();
     protected.extend([
         config.data_dir.clone(),
@@ -353,11 +359,7 @@ fn gate_config(config: &Config, path: &std::path::Path) -> gate::Config {
         path.to_owned(),
     ]);
     protected.extend(std::env::current_exe().ok());
-    gate::Config {
-        protected,
-        require_enforcement: config.require_enforcement,
-        abilities: sandbox::abilities(),
-    }
+    gate::Config { protected, require_enforcement: config.require_enforcement, abilities }
 }
 
 fn jobs_config(config: &Config) -> jobs::Config {

@@ -18,11 +18,12 @@ use crate::{
     admin::{Admin, Deps},
     audit::Record,
     config::{Config, Environment, load_or_default},
-    domain::{backoff::Backoff, health::Enrolled},
+    domain::{backoff::Backoff, enforcement::Abilities, health::Enrolled},
     heartbeat,
     overview::{Overview, VERSION},
-    platform::{holder, host, memory, notify::Notify, sweep},
+    platform::{holder, host, memory, notify::Notify, sandbox, sweep},
     runtime::tasks::Class,
+    shim::{Launcher, Trial},
     telemetry::{
         http::{self, Endpoint, Pages},
         log::{self, LogLevel},
@@ -48,7 +49,8 @@ pub(super) async fn run(path: PathBuf, environment: Environment) -> Result<Exit,
     let mut signals = Signals::new().map_err(|e| failed("listen for signals", e))?;
     let notify = Notify::new(environment.notify_socket.as_deref())
         .map_err(|e| failed("reach the service manager", e))?;
-    let mut core = Box::pin(Core::open(config, path, "run")).await?;
+    let abilities = tried_abilities();
+    let mut core = Box::pin(Core::open(config, path, "run", abilities)).await?;
     let reloader = Reloader::new(
         (core.base.path.clone(), core.base.config.clone()),
         Arc::clone(&core.published),
@@ -68,6 +70,19 @@ pub(super) async fn run(path: PathBuf, environment: Environment) -> Result<Exit,
     let why = until_end(&mut core, &mut signals, &reloader, &notify).await;
     notify.stopping();
     stop(core, why).await
+}
+
+/// What this machine can do for jobs. Whether it lets the agent is tried, meanwhile.
+fn tried_abilities() -> impl FnOnce() -> Abilities + Send {
+    let told = sandbox::abilities();
+    let trial = told.namespaces.then(|| Launcher::of_this_binary().try_out());
+    move || match trial.map(|trial| trial.and_then(Trial::end)) {
+        None | Some(Ok(())) => told,
+        Some(Err(error)) => {
+            tracing::warn!(%error, "jobs have no namespaces here, so no enforcement is full");
+            Abilities { namespaces: false, ..told }
+        }
+    }
 }
 
 fn failed(what: &str, why: impl std::fmt::Display) -> Failure {

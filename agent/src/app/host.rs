@@ -17,7 +17,7 @@ use super::{
 use crate::{
     admin::{Admin, Deps},
     config::load_or_default,
-    platform::{peer::Peer, users},
+    platform::{peer::Peer, sandbox, users},
     runtime::tasks::Class,
     telemetry::log::LogLevel,
 };
@@ -72,7 +72,7 @@ impl AgentHost {
                 .advise("is it installed and enrolled? See jtnt-agent enroll --help"));
         }
         // Whoever has the files answers for them. Here a no would be read as that of the command.
-        let core = Core::open(config, self.config.clone(), "command").await;
+        let core = Core::open(config, self.config.clone(), "command", sandbox::abilities).await;
         let mut core = core.map_err(|mut failure| {
             if failure.exit == Exit::No {
                 failure.exit = Exit::Unreachable;

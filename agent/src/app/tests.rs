@@ -20,6 +20,7 @@ use super::{
 use crate::{
     admin::{Admin, Deps, METHODS, Method, Role, Trail},
     config::{Config, load},
+    domain::enforcement::Abilities,
     platform::{peer::Peer, users},
     runtime::{durable, tasks::Class},
     telemetry::{
@@ -59,7 +60,7 @@ impl Agent {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
-        let mut core = Core::open(config(&path), path, "test").await.unwrap();
+        let mut core = Core::open(config(&path), path, "test", Abilities::default).await.unwrap();
         let (keeper, _) = core.work.take().unwrap();
         let stop = core.base.tasks.shutdown();
         core.base.tasks.spawn("policy", Class::Essential, keeper.run(stop));

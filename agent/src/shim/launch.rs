@@ -10,7 +10,7 @@ use std::{
         unix::{net::UnixStream, process::CommandExt as _},
     },
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -25,7 +25,7 @@ use rustix::{
 
 use super::{
     files::Attempt,
-    keeper::WORD,
+    keeper::{TRIAL, WORD},
     order::{Answer, Exit, MAX_EXIT_BYTES, Order, Unstarted, WITH_COPY, WITH_SCRIPT},
 };
 use crate::{
@@ -75,6 +75,17 @@ impl Launcher {
         Self::with(program, vec![WORD.into()])
     }
 
+    /// Tries whether a job can have namespaces here, in a process of its own.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn try_out(&self) -> io::Result<Trial> {
+        let mut command = Command::new(&self.inner.program);
+        let command = command.arg0("jtnt-agent").args(&self.inner.args).arg(TRIAL).env_clear();
+        let streams = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        streams.spawn().map(Trial)
+    }
+
     fn with(program: PathBuf, args: Vec<OsString>) -> Self {
         Self { inner: Arc::new(Inner { program, args, nursery: Mutex::default() }) }
     }
@@ -120,6 +131,24 @@ impl Launcher {
             Ok(Answer::Failed(unstarted)) => Err(unstarted),
             Err(error) => Err(Unstarted::start(format!("its shim does not answer: {error}"))),
         }
+    }
+}
+
+/// A trial under way.
+#[derive(Debug)]
+pub struct Trial(Child);
+
+impl Trial {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// What the system did not let it do.
+    pub fn end(self) -> io::Result<()> {
+        let output = self.0.wait_with_output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()))
     }
 }
 

@@ -33,7 +33,7 @@ mod output;
 pub use self::{
     files::{Attempt, Left},
     keeper::{as_process, keep},
-    launch::{Launcher, Prepared, Shim},
+    launch::{Launcher, Prepared, Shim, Trial},
     order::{Cause, Exit, Kept, Order, Unstarted},
     output::{Part, Stream, output, read},
 };

@@ -167,7 +167,7 @@ async fn what_was_under_way_when_the_agent_stopped_is_reported_by_the_next() {
     shim.ended().await.unwrap();
     let agent = site.agent(&rules());
     let view = site.end_of(&id).await;
-    assert_eq!(view.state, "cancelled");
+    assert_eq!(view.state, "interrupted");
     assert_eq!(view.result.unwrap().signal, Some(15));
     agent.stop().await;
 }

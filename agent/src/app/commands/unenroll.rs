@@ -10,6 +10,7 @@ use crate::{
     app::core::{Core, of_io},
     audit::Record,
     config::{load_or_default, merged},
+    domain::enforcement::Abilities,
     identity::{self, Paths},
     runtime::durable,
 };
@@ -17,7 +18,7 @@ use crate::{
 pub(in crate::app) async fn run(path: PathBuf, io: &mut Io) -> Result<Exit, Failure> {
     let config = load_or_default(&path).map_err(|e| failure(&e))?;
     let without = merged(&path, None, &BTreeMap::new()).map_err(|e| failure(&e))?;
-    let core = Box::pin(Core::open(config, path.clone(), "unenroll")).await?;
+    let core = Box::pin(Core::open(config, path.clone(), "unenroll", Abilities::default)).await?;
     if matches!(&*core.published.identity.borrow(), Err(identity::IdentityError::NotEnrolled)) {
         return Err(Failure::new(Exit::No, "unenrol", "this agent is not enrolled"));
     }
