@@ -16,6 +16,7 @@ pub mod key;
 pub mod policy;
 pub mod policy_env;
 pub mod policy_lint;
+pub mod policy_programs;
 mod policy_read;
 pub mod root;
 pub mod update;

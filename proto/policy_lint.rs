@@ -15,6 +15,7 @@ use crate::{
     json::{self, JsonError},
     policy::{ArgPattern, ArgSlot, ArgsRule, Effect, Policy, RequireEnforcement},
     policy_env,
+    policy_programs::is_interpreter,
     root::Root,
 };
 
@@ -151,6 +152,11 @@ impl Check {
             self.args(&r.id, &r.args);
             self.env(&r.id, &r.env);
             self.run_as(&r.id, r.run_as.as_deref());
+            if r.effect == Effect::Allow && is_interpreter(&r.path) {
+                let fault = "runs whatever it is given, so this rule never lets a job run; write a \
+                             script rule";
+                self.warn(Some(&r.id), format!("{} {fault}", r.path));
+            }
         }
         for r in &policy.script {
             self.id(&r.id);

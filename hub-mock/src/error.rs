@@ -7,7 +7,7 @@ use std::{io, path::Path};
 #[non_exhaustive]
 pub enum HubError {
     /// A file could not be read or written.
-    #[error("{path}: {source}; check that the folder is the hub's and is writable")]
+    #[error("{path}: {source}")]
     File {
         /// Which.
         path: String,

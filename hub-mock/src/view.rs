@@ -88,16 +88,19 @@ pub struct JobSummary {
     pub reason: Option<String>,
 }
 
-/// An output as text, with a word about what was dropped.
+/// An output as text.
 fn text(output: &Output) -> String {
     let mut text = String::from_utf8_lossy(&output.head.0).into_owned();
     if let Some(tail) = &output.tail {
-        let kept = output.head.0.len() + tail.0.len();
-        let dropped = output.total_bytes.saturating_sub(u64::try_from(kept).unwrap_or(u64::MAX));
-        text.push_str(&format!("\n[{dropped} bytes dropped]\n"));
         text.push_str(&String::from_utf8_lossy(&tail.0));
     }
     text
+}
+
+/// How many bytes of an output are not here.
+pub(crate) fn dropped(output: &Output) -> u64 {
+    let kept = output.head.0.len() + output.tail.as_ref().map_or(0, |tail| tail.0.len());
+    output.total_bytes.saturating_sub(u64::try_from(kept).unwrap_or(u64::MAX))
 }
 
 /// An enrolled agent.

@@ -78,6 +78,14 @@ impl Breaker {
         }
     }
 
+    /// Lets one probe through at once, however long it was to rest: somebody has reason to think
+    /// that the hub is there.
+    pub const fn try_now(&mut self) {
+        if let Phase::Open { .. } = self.phase {
+            self.phase = Phase::HalfOpen { probing: false };
+        }
+    }
+
     /// How long nothing is let through from `now` on; nothing when it is not open.
     #[must_use]
     pub fn rest(&self, now: Duration) -> Option<Duration> {
@@ -166,6 +174,19 @@ mod tests {
         assert!(breaker.admit(at(60)).is_ok());
         assert_eq!(breaker.state(), State::HalfOpen);
         assert_eq!(breaker.rest(at(60)), None);
+    }
+
+    #[test]
+    fn who_knows_better_need_not_wait() {
+        let mut breaker = opened();
+        breaker.try_now();
+        assert_eq!(breaker.state(), State::HalfOpen);
+        let probe = breaker.admit(at(1)).unwrap();
+        breaker.try_now();
+        assert!(breaker.admit(at(1)).is_err(), "one probe is enough");
+        breaker.record(probe, Verdict::Answered, at(1));
+        breaker.try_now();
+        assert_eq!(breaker.state(), State::Closed);
     }
 
     #[test]

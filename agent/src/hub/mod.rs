@@ -109,6 +109,11 @@ impl HubClient {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner).state()
     }
 
+    /// Has the breaker let the next request through, however long it was to rest.
+    pub fn try_now(&self) {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner).try_now();
+    }
+
     /// How long the breaker lets nothing through from now on; nothing when it is not open.
     #[must_use]
     pub fn breaker_rest(&self) -> Option<Duration> {

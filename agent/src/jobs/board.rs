@@ -27,10 +27,23 @@ pub(super) struct Item {
 pub(super) struct Live {
     /// Calls it off.
     pub(super) cancel: CancellationToken,
-    /// Who did, where it was somebody on this machine.
-    pub(super) caller: std::sync::Arc<Mutex<Option<Caller>>>,
+    /// Who did, and why.
+    pub(super) by: std::sync::Arc<Mutex<CalledOff>>,
     /// Cancelled at the end.
     pub(super) end: CancellationToken,
+}
+
+/// Who called a job off, where it was somebody on this machine, and why, where that was said.
+#[derive(Debug, Clone, Default)]
+pub(super) struct CalledOff {
+    pub(super) caller: Option<Caller>,
+    pub(super) reason: Option<String>,
+}
+
+impl Live {
+    pub(super) fn called_off(&self) -> CalledOff {
+        self.by.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// The runner's side of a [`Live`].
@@ -126,13 +139,13 @@ impl Board {
     }
 
     /// Takes a job out of the queue, or tells its runner.
-    pub(super) fn cancel(&self, id: &JobId, caller: Option<Caller>) -> Found {
+    pub(super) fn cancel(&self, id: &JobId, by: CalledOff) -> Found {
         let mut inner = self.lock();
         if let Some(item) = inner.remove(id) {
             return Found::Waiting(Box::new(item));
         }
         let Some(live) = inner.running.get(id) else { return Found::Nowhere };
-        *live.caller.lock().unwrap_or_else(PoisonError::into_inner) = caller;
+        *live.by.lock().unwrap_or_else(PoisonError::into_inner) = by;
         live.cancel.cancel();
         Found::Running
     }
@@ -226,11 +239,11 @@ mod tests {
         let board = board(&[("runs", Priority::Normal), ("waits", Priority::Normal)]);
         let grant = board.take().unwrap();
         let id = |text: &str| JobId::try_from(text).unwrap();
-        assert!(matches!(board.cancel(&id("waits"), None), Found::Waiting(_)));
-        assert!(matches!(board.cancel(&id("runs"), None), Found::Running));
+        assert!(matches!(board.cancel(&id("waits"), CalledOff::default()), Found::Waiting(_)));
+        assert!(matches!(board.cancel(&id("runs"), CalledOff::default()), Found::Running));
         assert!(grant.live.cancel.is_cancelled());
         board.end(&id("runs"));
-        assert!(matches!(board.cancel(&id("runs"), None), Found::Nowhere));
+        assert!(matches!(board.cancel(&id("runs"), CalledOff::default()), Found::Nowhere));
         assert_eq!(board.counts(), (0, 0));
     }
 

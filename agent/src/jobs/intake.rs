@@ -12,7 +12,7 @@ use jtnt_proto::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    board::{Found, Item},
+    board::{CalledOff, Found, Item},
     core::{Core, entry_of},
     permit,
     refuse::{Refusal, status_of},
@@ -256,9 +256,10 @@ async fn take_cancel(core: &Arc<Core>, envelope: &Envelope) -> Result<(), StoreE
         return Ok(());
     }
     let Ok(id) = JobId::try_from(cancel.job_id.as_str()) else { return Ok(()) };
-    match core.board.cancel(&id, None) {
+    let by = CalledOff { caller: None, reason: cancel.reason.clone() };
+    match core.board.cancel(&id, by.clone()) {
         Found::Waiting(item) => {
-            let ended = Ended::cancelled();
+            let ended = Ended::cancelled().called_off(&by);
             core.conclude(item.entry, ended, None).await
         }
         Found::Running => Ok(()),

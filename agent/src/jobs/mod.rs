@@ -25,7 +25,11 @@ use jtnt_proto::audit::Caller;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use self::{board::Found, core::Core, runner::Ended};
+use self::{
+    board::{CalledOff, Found},
+    core::Core,
+    runner::Ended,
+};
 pub use self::{
     cache::{CacheStatus, Cleaned},
     core::{Config, Deps, Refresh},
@@ -103,7 +107,8 @@ impl Jobs {
     /// # Errors
     /// As [`CancelError`].
     pub async fn cancel(&self, id: &JobId, caller: Option<Caller>) -> Result<State, CancelError> {
-        match self.core.board.cancel(id, caller.clone()) {
+        let by = CalledOff { caller: caller.clone(), reason: None };
+        match self.core.board.cancel(id, by) {
             Found::Waiting(item) => {
                 self.core.conclude(item.entry, Ended::cancelled(), caller).await?;
             }
@@ -125,6 +130,16 @@ impl Jobs {
     /// Asks the hub for jobs at once.
     pub fn poke(&self) {
         self.core.poke.notify_one();
+    }
+
+    /// How many bytes of standard output and standard error of a job are here.
+    ///
+    /// # Errors
+    /// When nobody can look.
+    pub async fn kept_output(&self, id: &JobId) -> Result<[u64; 2], StoreError> {
+        let dir = self.core.job_dir(id);
+        let look = move || [Stream::Stdout, Stream::Stderr].map(|stream| shim::kept(&dir, stream));
+        tokio::task::spawn_blocking(look).await.map_err(|e| StoreError(e.to_string()))
     }
 
     /// Reads at most `max` bytes of a job's output from `offset` on. Where bytes were dropped,

@@ -72,7 +72,7 @@ async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
     let (found, kept) = look(core, &entry).await;
     let idempotent = verified(core, &entry).is_ok_and(|(_, job)| job.get().idempotent);
     let step = recovery::step(found, idempotent, entry.attempt);
-    tracing::info!(job_id = %entry.job_id, ?found, ?step, "a job was under way");
+    tracing::info!(job_id = %entry.job_id, ?found, next = ?step, "a job was under way when the agent ended");
     match (step, kept) {
         (Step::Attach, Kept::Shim(shim)) => {
             runner::resume(core, entry, shim);

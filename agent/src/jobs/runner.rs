@@ -2,7 +2,7 @@
 //! before the start; the journal and the audit log have it on disk before it begins.
 
 use std::{
-    sync::{Arc, PoisonError, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -15,8 +15,8 @@ use jtnt_proto::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    board::{Grant, Item, Live},
-    core::Core,
+    board::{CalledOff, Grant, Item, Live},
+    core::{self, Core},
     download, permit,
     permit::Permit,
     refuse::Refusal,
@@ -83,6 +83,16 @@ impl Ended {
 
     pub(super) fn cancelled() -> Self {
         Self::because(Outcome::Cancelled, "CANCELLED", "called off")
+    }
+
+    /// With the reason that was given, if that is how it ended.
+    pub(super) fn called_off(self, by: &CalledOff) -> Self {
+        match &by.reason {
+            Some(reason) if self.outcome == Outcome::Cancelled => {
+                Self { message: Some(core::bounded(format!("called off: {reason}"))), ..self }
+            }
+            _ => self,
+        }
     }
 
     pub(super) fn stopped() -> Self {
@@ -202,8 +212,8 @@ async fn attempt(core: Arc<Core>, grant: Grant) -> Result<(), StoreError> {
         return core.refuse_queued(entry, refusal).await;
     }
     if live.cancel.is_cancelled() {
-        let ended = Ended::cancelled();
-        return core.conclude(entry, ended, caller_of(&live)).await;
+        let by = live.called_off();
+        return core.conclude(entry, Ended::cancelled().called_off(&by), by.caller).await;
     }
     let (mut permit, identity) = prepare(&core, keyring, &job).await?;
     if !permit.allowed {
@@ -388,7 +398,8 @@ async fn finish(context: &Context, entry: Entry, ended: Ended) -> Result<(), Sto
     let took = Duration::from_millis(entry.duration_ms.unwrap_or(0)).as_secs_f64();
     core.deps.metrics.job_duration.with_label_values(&[&entry.kind]).observe(took);
     sweep(context, &entry.job_id).await;
-    core.conclude(entry, ended, caller_of(&context.live)).await?;
+    let by = context.live.called_off();
+    core.conclude(entry, ended.called_off(&by), by.caller).await?;
     context.attempt.forget();
     Ok(())
 }
@@ -424,10 +435,6 @@ async fn sweep(context: &Context, id: &JobId) {
         }
         Err(error) => tracing::error!(%error, job_id = %id, "a job's user was not swept"),
     }
-}
-
-fn caller_of(live: &Live) -> Option<jtnt_proto::audit::Caller> {
-    live.caller.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Tells a thread that may block to end early.

@@ -14,10 +14,10 @@ use crate::domain::health::Disk;
 /// As the system's.
 pub fn disk(path: &Path) -> io::Result<Disk> {
     let s = rustix::fs::statvfs(path)?;
-    let total = s.f_blocks.saturating_mul(s.f_frsize);
-    // What only root may use counts as used by nobody: `df` divides by the rest as well.
-    let free = s.f_bfree.saturating_mul(s.f_frsize);
-    Ok(Disk { total, used: total.saturating_sub(free) })
+    let used = s.f_blocks.saturating_sub(s.f_bfree).saturating_mul(s.f_frsize);
+    // What only root may use is of no use to jobs: `df` divides by the rest as well.
+    let available = s.f_bavail.saturating_mul(s.f_frsize);
+    Ok(Disk { total: used.saturating_add(available), used })
 }
 
 /// CPU time, memory, descriptors and threads of this process, by the names Prometheus uses for

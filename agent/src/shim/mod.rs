@@ -35,7 +35,7 @@ pub use self::{
     keeper::{as_process, keep},
     launch::{Launcher, Prepared, Shim, Trial},
     order::{Cause, Exit, Kept, Order, Unstarted},
-    output::{Part, Stream, output, read},
+    output::{Part, Stream, kept, output, read},
 };
 
 #[cfg(test)]

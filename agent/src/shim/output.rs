@@ -158,6 +158,13 @@ fn read_at(file: Option<&File>, offset: u64, length: usize) -> Vec<u8> {
     out
 }
 
+/// How many bytes of a stream are there.
+#[must_use]
+pub fn kept(dir: &Path, stream: Stream) -> u64 {
+    let length = |file| std::fs::metadata(dir.join(file)).map_or(0, |meta| meta.len());
+    length(stream.head_file()) + length(stream.tail_file())
+}
+
 /// Reads at most `max` bytes of a stream of which `total` bytes were written, where that is known.
 ///
 /// # Errors

@@ -112,9 +112,12 @@ async fn a_running_job_is_called_off_by_a_signed_cancel() {
     let agent = site.agent(&rules());
     let id = site.order(exec("/usr/bin/sleep", &["600"]), |_| {}).await;
     site.running(&id).await;
-    let cancel = site.hub.operator().unwrap().cancel(&id, &site.identity.agent_id, None);
+    let cancel =
+        site.hub.operator().unwrap().cancel(&id, &site.identity.agent_id, Some("too slow"));
     site.hub.cancel(&id, cancel).await.unwrap();
-    assert_eq!(site.end_of(&id).await.state, "cancelled");
+    let view = site.end_of(&id).await;
+    assert_eq!(view.state, "cancelled");
+    assert_eq!(view.result.unwrap().message.as_deref(), Some("called off: too slow"));
     agent.stop().await;
 }
 

@@ -85,6 +85,18 @@ async fn refresh(session: &mut Session<'_>) -> Outcome {
 }
 
 async fn exec(session: &mut Session<'_>, path: String, args: Vec<String>, with: With) -> Outcome {
+    // Silently they would be the program's, and the answer one about something else.
+    const OURS: [&str; 5] = ["-o", "--output", "--socket", "--env", "--run-as"];
+    let mistaken = args.iter().find(|arg| OURS.contains(&arg.as_str()));
+    if let Some(flag) = mistaken
+        && !std::env::args_os().any(|word| word == "--")
+    {
+        let why = format!(
+            "{flag} stands after {path}: put it before the program, or write `--` before the \
+             program if it is one of its arguments"
+        );
+        return Err(Failure::new(Exit::Usage, "check a program", why).into());
+    }
     let With { env, run_as } = with;
     let env = env.into_iter().collect();
     let run_as = run_as.unwrap_or_default();

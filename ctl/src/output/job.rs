@@ -49,6 +49,11 @@ pub(crate) struct Job<'a> {
     attempt: u32,
     stdout_bytes: u64,
     stderr_bytes: u64,
+    /// What the agent has of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stdout_kept_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stderr_kept_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<Timestamp>,
 }
@@ -74,8 +79,8 @@ pub(crate) struct Cancelled<'a> {
 pub(crate) fn cancelled(id: &str, c: pb::CancelJobResponse) -> String {
     let done = match (c.before(), c.state()) {
         (pb::JobState::Queued, pb::JobState::Cancelled) => "it waited, and will not start",
-        (_, pb::JobState::Running) => "it runs, and was told to end",
-        (pb::JobState::Cancelled, pb::JobState::Cancelled) => "it was called off before",
+        (_, pb::JobState::Running) => "told to end",
+        (pb::JobState::Cancelled, pb::JobState::Cancelled) => "has ended already (cancelled)",
         (_, state) => self::state(state).unwrap_or("unknown"),
     };
     format!("job {}: {done}\n", clean(id))
@@ -129,6 +134,8 @@ impl<'a> From<&'a pb::Job> for Job<'a> {
             attempt: j.attempt,
             stdout_bytes: j.stdout_bytes,
             stderr_bytes: j.stderr_bytes,
+            stdout_kept_bytes: j.stdout_kept_bytes,
+            stderr_kept_bytes: j.stderr_kept_bytes,
             expires_at: time(j.expires_at.as_ref()),
         }
     }
@@ -231,7 +238,8 @@ pub(crate) fn show(job: &pb::Job, now: Timestamp, color: bool) -> String {
         table.pair("Policy", format!("version {}{rule}", view.policy_version));
     }
     table.pair_if("Enforcement", view.enforcement.unwrap_or_default());
-    let (out, err) = (human::bytes(view.stdout_bytes), human::bytes(view.stderr_bytes));
+    let out = output(job.state(), view.stdout_bytes, view.stdout_kept_bytes);
+    let err = output(job.state(), view.stderr_bytes, view.stderr_kept_bytes);
     table.pair("Output", format!("{out} stdout, {err} stderr"));
     // Only where it is cut: most output is not, and its reader need not think of it.
     if view.stdout_bytes.max(view.stderr_bytes) > MAX_INLINE_OUTPUT_BYTES as u64 {
@@ -244,9 +252,32 @@ pub(crate) fn show(job: &pb::Job, now: Timestamp, color: bool) -> String {
     table.render(color)
 }
 
+/// How much a stream has, and how much of it is still here.
+fn output(state: pb::JobState, all: u64, kept: Option<u64>) -> String {
+    match kept {
+        Some(kept) if state == pb::JobState::Running => format!("{} so far", human::bytes(kept)),
+        Some(0) if all > 0 => format!("{} (cleaned here)", human::bytes(all)),
+        Some(kept) if kept < all => {
+            format!("{} ({} kept here)", human::bytes(all), human::bytes(kept))
+        }
+        _ => human::bytes(all),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn output_tells_what_is_still_here() {
+        use pb::JobState::{Ok, Running};
+        assert_eq!(output(Running, 0, Some(7)), "7 B so far");
+        assert_eq!(output(Ok, 7, Some(7)), "7 B");
+        assert_eq!(output(Ok, 4096, Some(1024)), "4.0 KiB (1.0 KiB kept here)");
+        assert_eq!(output(Ok, 7, Some(0)), "7 B (cleaned here)");
+        assert_eq!(output(Ok, 0, Some(0)), "0 B");
+        assert_eq!(output(Ok, 7, None), "7 B");
+    }
 
     #[test]
     fn output_that_the_hub_has_not_whole_is_marked() {
@@ -263,10 +294,10 @@ mod tests {
         use pb::JobState::{Cancelled, Queued, Running};
         for (before, state, said) in [
             (Queued, Cancelled, "job j: it waited, and will not start\n"),
-            (Running, Running, "job j: it runs, and was told to end\n"),
+            (Running, Running, "job j: told to end\n"),
             // It was taken to a worker meanwhile.
-            (Queued, Running, "job j: it runs, and was told to end\n"),
-            (Cancelled, Cancelled, "job j: it was called off before\n"),
+            (Queued, Running, "job j: told to end\n"),
+            (Cancelled, Cancelled, "job j: has ended already (cancelled)\n"),
             (Running, Cancelled, "job j: cancelled\n"),
         ] {
             let answer = pb::CancelJobResponse { state: state.into(), before: before.into() };

@@ -18,7 +18,7 @@ pub(super) struct Arguments {
     #[arg(long, global = true, env = "JTNT_HUB_DIR", value_name = "DIR")]
     pub(super) dir: Option<PathBuf>,
     /// How to print
-    #[arg(long, global = true, value_enum, default_value = "human")]
+    #[arg(short, long, global = true, value_enum, default_value = "human")]
     pub(super) output: Format,
     #[command(subcommand)]
     pub(super) command: Command,

@@ -30,7 +30,7 @@ use crate::{
     control::{CurrentPolicy, Enqueue},
     error::HubError,
     routes::uploads::CHUNK_BYTES,
-    view::JobView,
+    view::{JobView, dropped},
 };
 
 /// Uploads are stored under this name, there is only one a job.
@@ -128,6 +128,19 @@ fn outcome(desk: &Desk<'_>, job: &JobView) -> Result<Verdict, HubError> {
         if let Some(stderr) = summary.stderr.as_deref().filter(|s| !s.is_empty()) {
             desk.output.note(stderr.trim_end_matches('\n'));
         }
+        let result = job.result.as_ref();
+        let streams = [
+            ("stdout", result.and_then(|r| r.stdout.as_ref())),
+            ("stderr", result.and_then(|r| r.stderr.as_ref())),
+        ];
+        for (name, stream) in streams {
+            match stream.map_or(0, dropped) {
+                0 => {}
+                n => desk
+                    .output
+                    .note(&format!("{name}: {n} bytes between its beginning and end are not here")),
+            }
+        }
         if summary.state != "ok" {
             desk.output.fault(&ending(job));
         }
@@ -143,6 +156,10 @@ fn ending(job: &JobView) -> String {
     let mut text = format!("{}: {}", summary.job_id, summary.state);
     if let Some(code) = summary.exit_code {
         text.push_str(&format!(", exit code {code}"));
+    }
+    // That it ended with an exit code has been said.
+    if summary.reason.as_deref() == Some("EXIT_CODE") {
+        return text;
     }
     for part in [summary.reason.as_deref(), message].into_iter().flatten() {
         text.push_str(", ");

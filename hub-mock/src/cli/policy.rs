@@ -41,7 +41,13 @@ async fn push(desk: &Desk<'_>, file: &Path) -> Result<Verdict, HubError> {
     }
     let envelope = operator.sign_policy(&policy);
     let version: Version = desk.client.post("/control/v1/policy", &envelope).await?;
-    desk.output.show(&version, || format!("policy version {} is published\n", version.version))
+    desk.output.show(&version, || {
+        format!(
+            "policy version {} is published; agents have it by their next heartbeat, or by: \
+             jtntctl policy refresh\n",
+            version.version
+        )
+    })
 }
 
 pub(super) fn lint(file: &Path, output: &Output) -> Result<Verdict, HubError> {

@@ -53,5 +53,7 @@ pub(in crate::admin) fn job(entry: &Entry) -> pb::Job {
         stdout_bytes: entry.stdout_bytes,
         stderr_bytes: entry.stderr_bytes,
         expires_at: Some(time(entry.expires_at)),
+        stdout_kept_bytes: None,
+        stderr_kept_bytes: None,
     }
 }

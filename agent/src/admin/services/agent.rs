@@ -82,6 +82,9 @@ impl AgentService for Agent {
         })?;
         let steps = hub.probe().await;
         let ok = steps.iter().all(|step| step.ok);
+        if ok {
+            hub.try_now();
+        }
         let steps = steps.into_iter().map(convert::probe_step).collect();
         Ok(Response::new(pb::TestConnectionResponse { steps, ok }))
     }

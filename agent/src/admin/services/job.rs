@@ -65,8 +65,14 @@ impl JobService for Job {
     }
 
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Answer<pb::GetJobResponse> {
-        let (_, entry) = self.find(&request.into_inner().job_id)?;
-        Ok(Response::new(pb::GetJobResponse { job: Some(convert::job(&entry)) }))
+        let (id, entry) = self.find(&request.into_inner().job_id)?;
+        let [out, err] = self.0.jobs.kept_output(&id).await.map_err(error::store)?;
+        let job = pb::Job {
+            stdout_kept_bytes: Some(out),
+            stderr_kept_bytes: Some(err),
+            ..convert::job(&entry)
+        };
+        Ok(Response::new(pb::GetJobResponse { job: Some(job) }))
     }
 
     async fn read_logs(

@@ -83,7 +83,11 @@ impl PolicyService for Policy {
         &self,
         _: Request<pb::RefreshPolicyRequest>,
     ) -> Answer<pb::RefreshPolicyResponse> {
-        let refreshed = self.0.overview.sources().keeper.refresh().await;
+        let sources = self.0.overview.sources();
+        if let Some(hub) = &*sources.link.borrow() {
+            hub.try_now();
+        }
+        let refreshed = sources.keeper.refresh().await;
         let (version, changed) = refreshed
             .map_err(|no| error::status(Code::FailedPrecondition, no.reason, no.message))?;
         Ok(Response::new(pb::RefreshPolicyResponse { version, changed }))

@@ -1,80 +1,16 @@
 //! One decision: what can never be, then denies, then allows, then nothing.
 
 use jiff::Timestamp;
-use jtnt_proto::policy::{Access, Effect, Mode};
+use jtnt_proto::{
+    policy::{Access, Effect, Mode},
+    policy_programs::is_interpreter,
+};
 
 use super::{
     Considered, Decision, Engine, Reason, ScriptFacts, Surroundings, Target,
     compile::{Common, Exec, File, Script},
     env,
 };
-
-/// Programs that run what they are given, in order, to be searched. By name without version digits, so that `python3.11`
-/// is `python`.
-const INTERPRETERS: [&str; 62] = [
-    "ash",
-    "awk",
-    "bash",
-    "bun",
-    "busybox",
-    "chroot",
-    "csh",
-    "dash",
-    "deno",
-    "doas",
-    "ed",
-    "env",
-    "expect",
-    "find",
-    "fish",
-    "gawk",
-    "gdb",
-    "guile",
-    "irb",
-    "java",
-    "ksh",
-    "ld.so",
-    "lua",
-    "luajit",
-    "make",
-    "mawk",
-    "mksh",
-    "nice",
-    "node",
-    "nodejs",
-    "nohup",
-    "nsenter",
-    "perl",
-    "php",
-    "pkexec",
-    "pypy",
-    "python",
-    "rbash",
-    "ruby",
-    "runuser",
-    "script",
-    "sed",
-    "setpriv",
-    "setsid",
-    "sh",
-    "start-stop-daemon",
-    "stdbuf",
-    "strace",
-    "su",
-    "sudo",
-    "systemd-run",
-    "tclsh",
-    "tcsh",
-    "timeout",
-    "toybox",
-    "unshare",
-    "vi",
-    "vim",
-    "watch",
-    "wish",
-    "xargs",
-    "zsh",
-];
 
 /// How a rule of some kind is compared with a request.
 trait Rule {
@@ -306,29 +242,5 @@ fn refuse(reason: Reason, target: &Target, considered: Vec<Considered>) -> Decis
         rule: None,
         run_as: None,
         considered,
-    }
-}
-
-/// Whether the file's name is one of [`INTERPRETERS`], version and `ld-linux` spellings included.
-fn is_interpreter(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or_default();
-    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.' || c == '-');
-    [name, stem].iter().any(|n| INTERPRETERS.binary_search(n).is_ok())
-        || (name.starts_with("ld") && name.contains(".so"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn interpreters_are_in_the_order_that_the_search_needs() {
-        assert!(INTERPRETERS.is_sorted());
-        for name in ["bash", "python3.11", "perl5.36.0", "ld-linux-x86-64.so.2", "systemd-run"] {
-            assert!(is_interpreter(&format!("/usr/bin/{name}")), "{name}");
-        }
-        for name in ["ls", "true", "shuf", "ldconfig"] {
-            assert!(!is_interpreter(&format!("/usr/bin/{name}")), "{name}");
-        }
     }
 }
