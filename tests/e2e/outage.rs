@@ -1,10 +1,7 @@
 //! The hub goes away and comes back: results wait for it, and the breaker spares it.
 
-use std::time::Duration;
-
 use jtnt_hub_mock::{Filter, Hub, Kind, Recorded, Route};
 use serde_json::json;
-use tokio::time::timeout;
 
 use crate::{
     site::{Site, exec},
