@@ -14,7 +14,7 @@ use jtnt_proto::{
     policy_lint::MAX_RULES,
 };
 
-use super::{Engine, args::Args, env, index::Index, pattern::Pattern};
+use super::{Engine, args::Args, confine::Areas, env, index::Index, pattern::Pattern};
 
 /// Why a document cannot be compiled, with the rule at fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,7 +86,9 @@ pub(super) fn engine(
     let (exec, script, file) =
         (compiler.exec(&policy)?, compiler.script(&policy)?, compiler.file(&policy)?);
     let (exec, script, file) = (Index::new(exec), Index::new(script), Index::new(file));
-    Ok(Engine { policy, exec, script, file })
+    let mut engine = Engine { policy, exec, script, file, areas: BTreeMap::new() };
+    engine.areas = Areas::by_user(&engine);
+    Ok(engine)
 }
 
 impl Compiler<'_> {

@@ -5,7 +5,7 @@
 //! files that do not exist yet) only leaves a job with less. A deny is a gap where it lies inside
 //! of an allow and cannot be covered: a pattern, a name without a file, a file with other names.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jtnt_proto::policy::{Access, Children, Effect, Mode, Network};
 use serde::{Deserialize, Serialize};
@@ -127,6 +127,74 @@ pub enum Found {
     Linked,
 }
 
+/// What file rules say to jobs of one user, worked out once per policy.
+#[derive(Debug, Default)]
+pub(super) struct Areas {
+    open: Vec<Area>,
+    closed: Vec<Closed>,
+    gaps: BTreeSet<Gap>,
+}
+
+/// A deny inside of an allow.
+#[derive(Debug)]
+struct Closed {
+    rule: String,
+    area: Area,
+}
+
+impl Areas {
+    /// For every user that a rule names, and for a user of a job's own.
+    pub(super) fn by_user(engine: &Engine) -> BTreeMap<Option<String>, Self> {
+        let policy = &engine.policy;
+        let exec = policy.exec.iter().map(|r| &r.run_as);
+        let script = policy.script.iter().map(|r| &r.run_as);
+        let users: BTreeSet<_> = exec.chain(script).cloned().chain([None]).collect();
+        users
+            .into_iter()
+            .map(|user| {
+                let areas = Self::of(engine, user.as_deref());
+                (user, areas)
+            })
+            .collect()
+    }
+
+    fn of(engine: &Engine, user: Option<&str>) -> Self {
+        let mut areas = Self::default();
+        let about = |effect| {
+            engine.file.iter().filter(move |(_, rule)| {
+                let named = rule.common.run_as.as_deref();
+                rule.common.effect == effect
+                    && match effect {
+                        Effect::Allow => named == user,
+                        Effect::Deny => named.is_none() || named == user,
+                    }
+            })
+        };
+        for (pattern, rule) in about(Effect::Allow) {
+            if rule.common.mode == Some(Mode::Monitor) {
+                // It is open, and nobody records its use.
+                areas.gaps.insert(Gap::File(rule.common.id.clone()));
+            }
+            areas.open.push(Area::of(pattern, &rule.access));
+        }
+        let system = SYSTEM.iter().chain(NETWORK).map(|(path, access)| Area::tree(path, access));
+        let around: Vec<_> = areas.open.iter().cloned().chain(system).collect();
+        for (pattern, rule) in about(Effect::Deny) {
+            let area = Area::of(pattern, &rule.access);
+            if !around.iter().any(|open| open.meets(&area)) {
+                continue;
+            }
+            let whole = matches!(area.shape, Shape::One | Shape::Tree);
+            if whole && rule.common.mode != Some(Mode::Monitor) {
+                areas.closed.push(Closed { rule: rule.common.id.clone(), area });
+            } else {
+                areas.gaps.insert(Gap::File(rule.common.id.clone()));
+            }
+        }
+        areas
+    }
+}
+
 impl Engine {
     /// How a job is held that `decision` allowed; `look` tells what is at a path. What cannot be
     /// held comes beside it.
@@ -137,12 +205,12 @@ impl Engine {
         look: &dyn Fn(&str) -> Found,
     ) -> (Confinement, BTreeSet<Gap>) {
         let (children, ipc) = self.of_rule(decision.rule.as_deref());
-        let user = decision.run_as.as_deref();
+        let user = &decision.run_as;
         let mut gaps = BTreeSet::new();
         if ipc {
             gaps.insert(Gap::Ipc);
         }
-        if user == Some("root") {
+        if user.as_deref() == Some("root") {
             gaps.insert(Gap::Root);
         }
         if children != Children::System {
@@ -157,53 +225,20 @@ impl Engine {
             confinement.open.push(Area::tree("/", &all));
             return (confinement, gaps);
         }
-        self.files(user, look, &mut confinement, &mut gaps);
+        if let Some(areas) = self.areas.get(user) {
+            gaps.extend(areas.gaps.iter().cloned());
+            confinement.open.clone_from(&areas.open);
+            for Closed { rule, area } in &areas.closed {
+                if look(&area.path) != Found::Sole {
+                    gaps.insert(Gap::File(rule.clone()));
+                }
+                confinement.closed.push(area.clone());
+            }
+        }
         if children == Children::Rules {
-            confinement.open.extend(self.executables(user));
+            confinement.open.extend(self.executables(user.as_deref()));
         }
         (confinement, gaps)
-    }
-
-    fn files(
-        &self,
-        user: Option<&str>,
-        look: &dyn Fn(&str) -> Found,
-        confinement: &mut Confinement,
-        gaps: &mut BTreeSet<Gap>,
-    ) {
-        let about = |effect| {
-            self.file.iter().filter(move |(_, rule)| {
-                let named = rule.common.run_as.as_deref();
-                rule.common.effect == effect
-                    && match effect {
-                        Effect::Allow => named == user,
-                        Effect::Deny => named.is_none() || named == user,
-                    }
-            })
-        };
-        for (pattern, rule) in about(Effect::Allow) {
-            if rule.common.mode == Some(Mode::Monitor) {
-                // It is open, and nobody records its use.
-                gaps.insert(Gap::File(rule.common.id.clone()));
-            }
-            confinement.open.push(Area::of(pattern, &rule.access));
-        }
-        let system = SYSTEM.iter().chain(NETWORK).map(|(path, access)| Area::tree(path, access));
-        let around: Vec<_> = confinement.open.iter().cloned().chain(system).collect();
-        for (pattern, rule) in about(Effect::Deny) {
-            let area = Area::of(pattern, &rule.access);
-            if !around.iter().any(|open| open.meets(&area)) {
-                continue;
-            }
-            let watched = rule.common.mode == Some(Mode::Monitor);
-            let whole = matches!(area.shape, Shape::One | Shape::Tree);
-            if watched || !whole || look(&area.path) != Found::Sole {
-                gaps.insert(Gap::File(rule.common.id.clone()));
-            }
-            if !watched && whole {
-                confinement.closed.push(area);
-            }
-        }
     }
 
     /// Programs that rules let run with any arguments.

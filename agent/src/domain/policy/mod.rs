@@ -12,7 +12,7 @@ mod confine;
 mod decide;
 mod index;
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use jiff::Timestamp;
 use jtnt_proto::{
@@ -32,6 +32,7 @@ pub struct Engine {
     exec: index::Index<compile::Exec>,
     script: index::Index<compile::Script>,
     file: index::Index<compile::File>,
+    areas: BTreeMap<Option<String>, confine::Areas>,
 }
 
 /// What was found at the path of a request, after every link was followed.

@@ -89,25 +89,28 @@ pub(super) fn arrange(plan: &Plan, areas: &[Area], program: &str) -> io::Result<
     Ok(())
 }
 
-/// Every open place with all that may be done there.
+/// Every open place with all that may be done there, by itself or by a tree that it is in.
 fn places(plan: &Plan, areas: &[Area], program: &str) -> BTreeMap<String, BTreeSet<Access>> {
-    let system = SYSTEM
-        .iter()
-        .chain(if plan.confinement.network { NETWORK } else { &[] })
-        .map(|(path, access)| (linked(path), true, access.iter().copied().collect()));
-    let run = [Access::Read, Access::Execute].into();
-    let given = areas.iter().map(|a| (a.path.clone(), a.shape == Shape::Tree, a.access.clone()));
-    let all: Vec<(String, bool, BTreeSet<Access>)> =
-        system.chain([(program.to_owned(), false, run)]).chain(given).collect();
-    let at = |path: &str| {
-        all.iter()
-            .filter(|(folder, tree, _)| {
-                folder == path || (*tree && Path::new(path).starts_with(folder))
-            })
-            .flat_map(|(.., access)| access.iter().copied())
-            .collect()
+    let mut alone: BTreeMap<String, BTreeSet<Access>> = BTreeMap::new();
+    let mut trees = alone.clone();
+    for (path, access) in SYSTEM.iter().chain(network(plan)) {
+        trees.entry(linked(path)).or_default().extend(*access);
+    }
+    alone.entry(program.to_owned()).or_default().extend([Access::Read, Access::Execute]);
+    for area in areas {
+        let these = if area.shape == Shape::Tree { &mut trees } else { &mut alone };
+        these.entry(area.path.clone()).or_default().extend(&area.access);
+    }
+    let all = |path: &str| {
+        let above = Path::new(path).ancestors().filter_map(|folder| trees.get(folder.to_str()?));
+        alone.get(path).into_iter().chain(above).flatten().copied().collect()
     };
-    all.iter().map(|(path, ..)| (path.clone(), at(path))).collect()
+    trees.keys().chain(alone.keys()).map(|path| (path.clone(), all(path))).collect()
+}
+
+/// What is open to a job that has the machine's network.
+fn network(plan: &Plan) -> &'static [(&'static str, &'static [Access])] {
+    if plan.confinement.network { NETWORK } else { &[] }
 }
 
 /// What is only read can be read where it is.
