@@ -359,7 +359,14 @@ fn gate_config(config: &Config, path: &std::path::Path, abilities: Abilities) ->
         path.to_owned(),
     ]);
     protected.extend(std::env::current_exe().ok());
+    // A job sees them by their real names; what is not there yet has a folder that is.
+    let protected = protected.iter().map(|path| real(path)).collect();
     gate::Config { protected, require_enforcement: config.require_enforcement, abilities }
+}
+
+fn real(path: &std::path::Path) -> PathBuf {
+    let of_parent = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(of_parent).unwrap_or_else(|| path.to_owned())
 }
 
 fn jobs_config(config: &Config) -> jobs::Config {

@@ -100,6 +100,7 @@ fn a_program_of_the_system_is_opened_when_a_rule_allows_it() {
 #[test]
 fn a_rule_through_a_link_is_about_what_it_leads_to() {
     let folder = Folder::new();
+    fs::set_permissions(folder.0.path(), fs::Permissions::from_mode(0o755)).unwrap();
     std::os::unix::fs::symlink("/usr/bin/true", folder.path("link")).unwrap();
     let through = gate(&allow(&folder.path("link"))).exec(&exec("/usr/bin/true"), now());
     assert!(through.allowed, "{}", through.message);

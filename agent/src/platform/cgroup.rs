@@ -128,7 +128,9 @@ fn find(kind: Kind, root: &Path) -> Option<Hierarchy> {
 fn made(folder: &Path) -> Option<()> {
     match fs::create_dir(folder) {
         Ok(()) => Some(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Some(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).ok()
+        }
         Err(_no_right_or_no_hierarchy) => None,
     }
 }

@@ -29,12 +29,33 @@ pub fn of(stream: &UnixStream) -> Option<Peer> {
     let credential = stream.peer_cred().ok()?;
     let uid = credential.uid();
     let pid = credential.pid().and_then(|pid| u32::try_from(pid).ok());
+    if !pid.is_some_and(is_among_us) {
+        return None;
+    }
     if uid == users::UNMAPPED_UID {
         return Some(Peer { uid, pid, groups: Vec::new() });
     }
     let mut groups = supplementary(stream).or_else(|| users::groups_of(uid))?;
     groups.push(credential.gid());
     Some(Peer { uid, pid, groups })
+}
+
+/// Whether a process lives where this one does: a job that may reach sockets has numbers of its
+/// own, and nothing to say here, not even as root.
+#[cfg(target_os = "linux")]
+fn is_among_us(pid: u32) -> bool {
+    let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/pid"));
+    match (of(&pid.to_string()), of("self")) {
+        (Ok(theirs), Ok(own)) => theirs == own,
+        // An agent that is not root may not look at others, and its jobs have no such place.
+        (Err(error), Ok(_)) => error.kind() == std::io::ErrorKind::PermissionDenied,
+        _ => false,
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_among_us(_pid: u32) -> bool {
+    true
 }
 
 #[cfg(target_os = "linux")]

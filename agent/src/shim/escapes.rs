@@ -66,13 +66,28 @@ const ATTACKS: &[Attack] = &[
     ("remove it", As::User, "rm $D/out/victim && echo ESCAPED"),
     ("move a file out", As::User, "echo x > $D/open/f; mv $D/open/f $D/out/f && echo ESCAPED"),
     ("change its mode", As::User, "chmod 4777 $D/secret3 && echo ESCAPED"),
-    ("read a file that a rule denies", As::User, "grep -q key $D/open/closed && echo ESCAPED"),
+    ("read a file that a rule denies", As::User, "grep -q key $D/part/closed && echo ESCAPED"),
     (
         "rename what a rule denies, then read it",
         As::User,
-        "mv $D/open/closed2 $D/open/c; grep -q key $D/open/c && echo ESCAPED",
+        "mv $D/part/closed2 $D/part/c; grep -q key $D/part/c && echo ESCAPED",
     ),
-    ("write to a file that may be read only", As::User, "echo x >> $D/open/fixed && echo ESCAPED"),
+    (
+        "move its folder away, then read it",
+        As::User,
+        "mv $D/part/sub $D/part/s2; grep -q key $D/part/s2/closed && echo ESCAPED",
+    ),
+    (
+        "exchange it for another",
+        As::User,
+        "echo key > $D/part/free/x; mv $D/part/free/x $D/part/closed && echo ESCAPED",
+    ),
+    (
+        "make a file that a rule denies and that is not there yet",
+        As::User,
+        "echo x > $D/part/later && echo ESCAPED",
+    ),
+    ("write to a file that may be read only", As::User, "echo x >> $D/part/fixed && echo ESCAPED"),
     (
         "execute a file that it wrote",
         As::User,
@@ -97,6 +112,15 @@ const ATTACKS: &[Attack] = &[
          system(\"/proc/self/fd/\" . fileno(R)) == 0 && print \"ESCAPED\"'",
     ),
     (
+        "execute one by the loader",
+        As::User,
+        "perl -e '$n = \"x\"; $f = syscall(319, $n, 8); exit if $f < 0; open(F, \"+<&=\", $f); \
+         open(I, \"<\", \"/usr/bin/true\"); print F $_ while <I>; close(I); F->flush; \
+         $^F = 99; open(R, \"<\", \"/proc/self/fd/$f\"); \
+         system(\"/lib64/ld-linux-x86-64.so.2\", \"/proc/self/fd/\" . fileno(R)) == 0 \
+         && print \"ESCAPED\"'",
+    ),
+    (
         "reach a Unix socket by its path",
         As::User,
         "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0) && \
@@ -112,6 +136,12 @@ const ATTACKS: &[Attack] = &[
         "send to a Unix socket from one of a pair",
         As::User,
         "perl -MSocket -e 'socketpair(A, B, AF_UNIX, SOCK_DGRAM, 0) && \
+         send(A, \"x\", 0, pack_sockaddr_un($ENV{D}.\"/open/dgram\")) && print \"ESCAPED\"'",
+    ),
+    (
+        "send to one from another kind of pair",
+        As::User,
+        "perl -MSocket -e 'socketpair(A, B, AF_UNIX, SOCK_RAW, 0) && \
          send(A, \"x\", 0, pack_sockaddr_un($ENV{D}.\"/open/dgram\")) && print \"ESCAPED\"'",
     ),
     (
@@ -200,6 +230,9 @@ const ATTACKS: &[Attack] = &[
 /// What a job is to be able to do.
 const WAYS: &[(&str, &str)] = &[
     ("read what a rule opens", "grep -q key $D/open/plain && echo ok"),
+    ("read around what a rule denies", "grep -q key $D/part/free/plain && echo ok"),
+    ("write around it", "echo x > $D/part/free/new && rm $D/part/free/new && echo ok"),
+    ("read what it may only read", "grep -q key $D/part/fixed && echo ok"),
     ("write there", "echo x > $D/open/new && echo y >> $D/open/new && rm $D/open/new && echo ok"),
     (
         "move within it",
@@ -228,10 +261,12 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // Not in a place that a job has of its own.
+        let dir = tempfile::tempdir_in("/var/lib").unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let at = |name: &str| dir.path().join(name);
         let owned = |path: &Path| chown(path, Some(UID), Some(UID)).unwrap();
-        for folder in ["open", "out", "open/agent"] {
+        for folder in ["open", "out", "open/agent", "part", "part/sub", "part/free"] {
             fs::create_dir(at(folder)).unwrap();
             owned(&at(folder));
         }
@@ -239,9 +274,11 @@ impl Ground {
             "secret",
             "secret2",
             "secret3",
-            "open/closed",
-            "open/closed2",
-            "open/fixed",
+            "part/closed",
+            "part/closed2",
+            "part/fixed",
+            "part/sub/closed",
+            "part/free/plain",
             "open/plain",
             "open/binary",
             "open/agent/key",
@@ -285,11 +322,16 @@ impl Ground {
         let (read, write) = (Access::Read, Access::Write);
         Plan {
             confinement: Confinement {
-                open: vec![area("open", Shape::Tree, &[read, write])],
+                open: vec![
+                    area("open", Shape::Tree, &[read, write]),
+                    area("part", Shape::Tree, &[read, write]),
+                ],
                 closed: vec![
-                    area("open/closed", Shape::One, &[read, write]),
-                    area("open/closed2", Shape::One, &[read]),
-                    area("open/fixed", Shape::One, &[write]),
+                    area("part/closed", Shape::One, &[read, write]),
+                    area("part/closed2", Shape::One, &[read]),
+                    area("part/fixed", Shape::One, &[write]),
+                    area("part/sub/closed", Shape::One, &[read]),
+                    area("part/later", Shape::One, &[read, write]),
                 ],
                 children: Children::System,
                 network: false,

@@ -87,7 +87,7 @@ pub(super) fn engine(
         (compiler.exec(&policy)?, compiler.script(&policy)?, compiler.file(&policy)?);
     let (exec, script, file) = (Index::new(exec), Index::new(script), Index::new(file));
     let mut engine = Engine { policy, exec, script, file, areas: BTreeMap::new() };
-    engine.areas = Areas::by_user(&engine);
+    engine.areas = Areas::by_user(&engine, compiler.resolve);
     Ok(engine)
 }
 

@@ -3,9 +3,13 @@
 //!
 //! Nothing is open that no rule allows, so an allow that a kernel cannot express (a pattern, for
 //! files that do not exist yet) only leaves a job with less. A deny is a gap where it lies inside
-//! of an allow and cannot be covered: a pattern, a name without a file, a file with other names.
+//! of an allow and cannot be left out of it: a pattern, a file with other names, a file of the
+//! kernel's about processes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use jtnt_proto::policy::{Access, Children, Effect, Mode, Network};
 use serde::{Deserialize, Serialize};
@@ -58,6 +62,8 @@ pub const NETWORK: &[(&str, &[Access])] = &[
     ("/etc/services", FILES),
     ("/etc/protocols", FILES),
 ];
+/// Places of a job's own. What a rule opens below them stands in them, and is as open as they are.
+const OWN: &[&str] = &["/proc", "/tmp", "/var/tmp", "/dev"];
 const PROGRAMS: &[Access] = &[Access::Read, Access::Execute];
 const FILES: &[Access] = &[Access::Read];
 
@@ -144,7 +150,13 @@ struct Closed {
 
 impl Areas {
     /// For every user that a rule names, and for a user of a job's own.
-    pub(super) fn by_user(engine: &Engine) -> BTreeMap<Option<String>, Self> {
+    pub(super) fn by_user(
+        engine: &Engine,
+        resolve: &mut dyn FnMut(&Path) -> String,
+    ) -> BTreeMap<Option<String>, Self> {
+        let places = SYSTEM.iter().chain(NETWORK).chain(&[("/proc", FILES)]);
+        let system: Vec<_> =
+            places.map(|(path, access)| Area::tree(&resolve(Path::new(path)), access)).collect();
         let policy = &engine.policy;
         let exec = policy.exec.iter().map(|r| &r.run_as);
         let script = policy.script.iter().map(|r| &r.run_as);
@@ -152,13 +164,13 @@ impl Areas {
         users
             .into_iter()
             .map(|user| {
-                let areas = Self::of(engine, user.as_deref());
+                let areas = Self::of(engine, user.as_deref(), &system);
                 (user, areas)
             })
             .collect()
     }
 
-    fn of(engine: &Engine, user: Option<&str>) -> Self {
+    fn of(engine: &Engine, user: Option<&str>, system: &[Area]) -> Self {
         let mut areas = Self::default();
         let about = |effect| {
             engine.file.iter().filter(move |(_, rule)| {
@@ -177,18 +189,21 @@ impl Areas {
             }
             areas.open.push(Area::of(pattern, &rule.access));
         }
-        let system = SYSTEM.iter().chain(NETWORK).map(|(path, access)| Area::tree(path, access));
-        let around: Vec<_> = areas.open.iter().cloned().chain(system).collect();
+        let around: Vec<_> = areas.open.iter().chain(system).cloned().collect();
         for (pattern, rule) in about(Effect::Deny) {
             let area = Area::of(pattern, &rule.access);
             if !around.iter().any(|open| open.meets(&area)) {
                 continue;
             }
             let whole = matches!(area.shape, Shape::One | Shape::Tree);
-            if whole && rule.common.mode != Some(Mode::Monitor) {
-                areas.closed.push(Closed { rule: rule.common.id.clone(), area });
-            } else {
+            let watched = rule.common.mode == Some(Mode::Monitor);
+            let all = [Access::Read, Access::Write, Access::Execute];
+            let own = OWN.iter().any(|place| Area::tree(place, &all).meets(&area));
+            if !whole || watched || own {
                 areas.gaps.insert(Gap::File(rule.common.id.clone()));
+            }
+            if whole && !watched {
+                areas.closed.push(Closed { rule: rule.common.id.clone(), area });
             }
         }
         areas
@@ -229,7 +244,7 @@ impl Engine {
             gaps.extend(areas.gaps.iter().cloned());
             confinement.open.clone_from(&areas.open);
             for Closed { rule, area } in &areas.closed {
-                if look(&area.path) != Found::Sole {
+                if look(&area.path) == Found::Linked {
                     gaps.insert(Gap::File(rule.clone()));
                 }
                 confinement.closed.push(area.clone());
@@ -326,10 +341,12 @@ mod tests {
     #[test]
     fn a_deny_that_cannot_be_covered_is_named() {
         let open = rule("srv", "allow", r#""read""#, "/srv/**");
+        let open = format!("{open},{}", rule("tmp", "allow", r#""read""#, "/tmp/**"));
         let deny = |path: &str| format!("{open},{}", rule("no", "deny", r#""read""#, path));
         for (path, found) in [
-            ("/srv/key", Found::Nothing),
             ("/srv/key", Found::Linked),
+            ("/proc/cpuinfo", Found::Sole),
+            ("/tmp/key", Found::Sole),
             ("/srv/*.key", Found::Sole),
             ("/**/key", Found::Sole),
         ] {

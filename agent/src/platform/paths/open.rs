@@ -10,7 +10,7 @@ use std::{
             fs::{FileTypeExt as _, MetadataExt as _},
         },
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::{
@@ -26,6 +26,10 @@ const ELF: [u8; 4] = *b"\x7fELF";
 const SET_ID: u32 = 0o6000;
 /// Group and others. With an ACL the group's bits are its mask, so they cover named users too.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// Of a folder: who owns something in it is the one who may change its name.
+const STICKY: u32 = 0o1000;
+/// Links on a way, and folders, that are looked at.
+const MAX_STEPS: usize = 4096;
 
 /// A file, whatever its name is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -266,13 +270,52 @@ impl Walk {
 }
 
 /// Where a rule's path leads once its links are followed; itself, where nothing is there. Rules
-/// are resolved as requests are, so that one for `/bin/sh` is about what `/bin/sh` is.
+/// are resolved as requests are, so that one for `/bin/sh` is about what `/bin/sh` is. A link that
+/// others than root could have made is not followed: nobody else says what a rule is about.
 #[must_use]
 pub fn resolve(path: &Path) -> String {
     let text = path.to_string_lossy().into_owned();
+    if !links_are_own(path) {
+        return text;
+    }
     let led = pin(&text, OFlags::empty(), ResolveFlags::NO_MAGICLINKS)
         .and_then(|file| Walk::to(&text, &file));
     led.map_or(text, |walk| walk.canonical)
+}
+
+/// Whether every link on the way was made by root, or this process's user, and can be changed by
+/// nobody else.
+fn links_are_own(path: &Path) -> bool {
+    let own = |meta: &Metadata| [0, rustix::process::geteuid().as_raw()].contains(&meta.uid());
+    // In a sticky folder nobody changes what another owns.
+    let closed = |meta: &Metadata| {
+        own(meta) && (meta.mode() & WRITABLE_BY_OTHERS == 0 || meta.mode() & STICKY != 0)
+    };
+    let parts = |path: &Path| {
+        let parts = path.components().rev().map(|part| part.as_os_str().to_owned());
+        parts.filter(|part| part != "/").collect::<Vec<_>>()
+    };
+    let (mut here, mut left, mut safe) = (PathBuf::from("/"), parts(path), true);
+    for _ in 0..MAX_STEPS {
+        let Some(part) = left.pop() else { return true };
+        if part == ".." {
+            here.pop();
+            continue;
+        }
+        let next = here.join(&part);
+        let Ok(meta) = fs::symlink_metadata(&next) else { return true };
+        if !meta.is_symlink() {
+            safe &= closed(&meta);
+            here = next;
+            continue;
+        }
+        let (true, Ok(target)) = (safe && own(&meta), fs::read_link(&next)) else { return false };
+        if target.is_absolute() {
+            here = PathBuf::from("/");
+        }
+        left.extend(parts(&target));
+    }
+    false
 }
 
 /// Checks the shape of a path as text.

@@ -29,6 +29,12 @@ impl Folder {
         Self { real: dir.path().canonicalize().unwrap(), _removed_at_the_end: dir }
     }
 
+    fn of_own() -> Self {
+        let folder = Self::new();
+        fs::set_permissions(&folder.real, fs::Permissions::from_mode(0o755)).unwrap();
+        folder
+    }
+
     fn path(&self, name: &str) -> String {
         self.real.join(name).to_str().unwrap().to_owned()
     }
@@ -233,12 +239,31 @@ fn a_place_is_an_open_folder_and_a_name() {
 
 #[test]
 fn rules_are_resolved_as_requests_are() {
-    let folder = Folder::new();
+    let folder = Folder::of_own();
     let (real, link) = (folder.file("real"), folder.path("link"));
     symlink(&real, &link).unwrap();
     assert_eq!(resolve(link.as_ref()), real);
     assert_eq!(resolve("/no/such/file".as_ref()), "/no/such/file");
     assert_eq!(resolve("/".as_ref()), "/");
+}
+
+#[test]
+fn a_link_that_others_made_says_nothing_of_a_rule() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not root: a link of another user's was not tried");
+        return;
+    }
+    let folder = Folder::of_own();
+    let (real, link, sub) = (folder.file("real"), folder.path("link"), folder.path("sub/link"));
+    symlink(&real, &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(61_184), None).unwrap();
+    assert_eq!(resolve(link.as_ref()), link);
+    let open = folder.path("sub");
+    fs::create_dir(&open).unwrap();
+    symlink(&real, &sub).unwrap();
+    assert_eq!(resolve(sub.as_ref()), real);
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    assert_eq!(resolve(sub.as_ref()), sub);
 }
 
 /// Whoever owns a file may hold a lease on it; who opens it then waits up to 45 s.

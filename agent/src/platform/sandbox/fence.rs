@@ -1,7 +1,7 @@
 //! Landlock: nothing may be opened, changed or executed but what is listed, by inode, however a
 //! process gets at it; no signal and no abstract socket leaves the job.
 
-use std::{collections::BTreeSet, fs, io, os::fd::OwnedFd};
+use std::{collections::BTreeSet, fs, io, os::fd::OwnedFd, path::Path};
 
 use jtnt_proto::policy::{Access, Children};
 use landlock::{
@@ -17,6 +17,9 @@ use crate::domain::policy::{Area, Confinement, NETWORK, SYSTEM, Shape};
 
 /// The newest that this was tried with; of older ones the best there is.
 const BEST: ABI = ABI::V7;
+
+/// Of a folder that has something closed in it, no more are opened around that.
+const MOST_AROUND: usize = 20_000;
 
 /// Rules of one job, not yet in force.
 #[derive(Debug)]
@@ -39,14 +42,14 @@ impl Fence {
             .and_then(|rules| rules.scope(scopes))
             .and_then(Ruleset::create)
             .map_err(broken)?;
-        let mut fence = Self(rules);
+        let (mut fence, closed) = (Self(rules), &confinement.closed);
         let system = SYSTEM.iter().chain(if confinement.network { NETWORK } else { &[] });
         for (path, access) in system {
             let mut access: BTreeSet<_> = access.iter().copied().collect();
             if confinement.children != Children::System {
                 access.remove(&Access::Execute);
             }
-            fence.open(&linked(path), true, &access)?;
+            fence.open_but(&linked(path), true, &access, closed)?;
         }
         let run = [Access::Read, Access::Execute].into();
         fence.open(program, false, &run)?;
@@ -56,7 +59,7 @@ impl Fence {
             }
         }
         for area in areas {
-            fence.open(&area.path, area.shape == Shape::Tree, &area.access)?;
+            fence.open_but(&area.path, area.shape == Shape::Tree, &area.access, closed)?;
         }
         let (read, both) = ([Access::Read].into(), [Access::Read, Access::Write].into());
         fence.open("/proc", true, &read)?;
@@ -67,6 +70,38 @@ impl Fence {
             fence.open(own, true, &both)?;
         }
         Ok(fence)
+    }
+
+    /// The same without what is closed. The kernel knows no deny inside of an allow, so what is
+    /// around it is opened piece by piece, and the folders on the way are not: nothing can be
+    /// made, moved or replaced there by which it would come to be open.
+    fn open_but(
+        &mut self,
+        path: &str,
+        tree: bool,
+        access: &BTreeSet<Access>,
+        closed: &[Area],
+    ) -> io::Result<()> {
+        let covers = |area: &&Area| Path::new(path).starts_with(&area.path);
+        let inside = |area: &&Area| tree && Path::new(&area.path).starts_with(path);
+        let mut whole = BTreeSet::new();
+        for one in access {
+            let these = closed.iter().filter(|area| area.access.contains(one));
+            if these.clone().any(|area| covers(&area)) {
+                continue;
+            }
+            let these: Vec<Area> = these.filter(inside).cloned().collect();
+            if these.is_empty() {
+                whole.insert(*one);
+                continue;
+            }
+            for child in fs::read_dir(path).into_iter().flatten().take(MOST_AROUND).flatten() {
+                if let Some(child) = child.path().to_str() {
+                    self.open_but(child, true, &[*one].into(), &these)?;
+                }
+            }
+        }
+        if whole.is_empty() { Ok(()) } else { self.open(path, tree, &whole) }
     }
 
     /// Opens what is at `path` now; nothing, if nothing is there. A folder by its own name alone

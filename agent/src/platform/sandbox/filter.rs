@@ -36,6 +36,7 @@ const NEVER: &[libc::c_long] = &[
     libc::SYS_kexec_load,
     libc::SYS_keyctl,
     libc::SYS_lookup_dcookie,
+    libc::SYS_memfd_create,
     libc::SYS_mount,
     libc::SYS_mount_setattr,
     libc::SYS_move_mount,
@@ -118,10 +119,12 @@ impl Filters {
         if ipc {
             families.push(libc::AF_UNIX);
         } else {
-            // A pair of datagram sockets can send elsewhere; others are bound to each other.
-            let datagram = number(libc::SOCK_DGRAM)?;
-            let of_this = check(1, Len::Dword, Op::MaskedEq(TYPE_MASK), datagram)?;
-            refuse(libc::SYS_socketpair, vec![of_this])?;
+            // Only these are bound to each other; one of another pair can send elsewhere.
+            let bound = [number(libc::SOCK_STREAM)?, number(libc::SOCK_SEQPACKET)?];
+            for kind in (0..=TYPE_MASK).filter(|kind| !bound.contains(kind)) {
+                let of_this = check(1, Len::Dword, Op::MaskedEq(TYPE_MASK), kind)?;
+                refuse(libc::SYS_socketpair, vec![of_this])?;
+            }
         }
         let others = families
             .iter()
@@ -132,10 +135,6 @@ impl Filters {
         let netlink = check(0, Len::Dword, Op::Eq, number(libc::AF_NETLINK)?)?;
         let not_route = check(2, Len::Dword, Op::Ne, number(libc::NETLINK_ROUTE)?)?;
         refuse(libc::SYS_socket, vec![netlink, not_route])?;
-        // A file in memory, unless it is one that nobody can execute.
-        let sealed = u64::from(libc::MFD_NOEXEC_SEAL);
-        let executable = check(1, Len::Dword, Op::MaskedEq(sealed), 0)?;
-        refuse(libc::SYS_memfd_create, vec![executable])?;
         // Whoever executes such a file later gets the job's user, or its group.
         for (call, argument) in MODES {
             for bit in [libc::S_ISUID, libc::S_ISGID] {

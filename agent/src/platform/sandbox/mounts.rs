@@ -80,6 +80,7 @@ pub(super) fn arrange(plan: &Plan, areas: &[Area], program: &str) -> io::Result<
     for (path, view) in &views {
         put_back(path, view).map_err(at(path))?;
     }
+    forbid(CWD, "/sys", libc::MOUNT_ATTR_RDONLY).map_err(at("/sys"))?;
     for area in &plan.confinement.closed {
         close(area, &cover).map_err(at(&area.path))?;
     }
@@ -120,8 +121,8 @@ fn needs_view(path: &str, access: &BTreeSet<Access>) -> bool {
 }
 
 fn view(path: &str, access: &BTreeSet<Access>) -> io::Result<Option<View>> {
-    // That of this machine tells of others' processes.
-    if Path::new(path).starts_with("/proc") {
+    // The one tells of others' processes, the other switches the machine itself.
+    if ["/proc", "/sys"].iter().any(|place| Path::new(path).starts_with(place)) {
         return Ok(None);
     }
     let Ok((place, is_dir)) = exact(path) else { return Ok(None) };
@@ -140,6 +141,16 @@ pub(super) fn exact(path: &str) -> io::Result<(OwnedFd, bool)> {
     let found = openat2(CWD, path, flags, Mode::empty(), resolve)?;
     let is_dir = FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Directory;
     Ok((found, is_dir))
+}
+
+/// The same, or that nothing is there to be covered.
+fn present(path: &str) -> io::Result<Option<(OwnedFd, bool)>> {
+    match exact(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn clone_of(place: impl AsFd) -> io::Result<OwnedFd> {
@@ -199,6 +210,8 @@ fn own_places(plan: &Plan, devices: &[(String, OwnedFd)]) -> io::Result<()> {
     for (path, tree) in devices {
         let make = || {
             File::create_new(path)?;
+            // It can be written to all the same; its owner and mode stay.
+            forbid(tree, "", libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOEXEC)?;
             attach(tree, path)
         };
         make().map_err(at(path))?;
@@ -217,7 +230,7 @@ fn close(area: &Area, cover: &Cover) -> io::Result<()> {
     if area.access.contains(&Access::Read) {
         return cover.put_on(&area.path);
     }
-    let Ok((place, _)) = exact(&area.path) else { return Ok(()) };
+    let Some((place, _)) = present(&area.path)? else { return Ok(()) };
     let forbidden = area.access.iter().fold(0, |all, access| {
         all | match access {
             Access::Write => libc::MOUNT_ATTR_RDONLY,
@@ -251,7 +264,7 @@ impl Cover {
     }
 
     fn put_on(&self, path: &str) -> io::Result<()> {
-        let Ok((_, is_dir)) = exact(path) else { return Ok(()) };
+        let Some((_, is_dir)) = present(path)? else { return Ok(()) };
         let tree = clone_of(if is_dir { &self.folder } else { &self.file })?;
         forbid(&tree, "", libc::MOUNT_ATTR_RDONLY)?;
         attach(tree, path)
