@@ -29,6 +29,8 @@ mod other_user;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
+mod points;
+#[cfg(test)]
 mod site;
 #[cfg(test)]
 #[path = "../support/mod.rs"]
