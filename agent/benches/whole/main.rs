@@ -17,6 +17,7 @@ mod jobs;
 mod limits;
 mod program;
 mod site;
+mod spawn;
 mod start;
 mod table;
 mod transfer;
@@ -66,6 +67,7 @@ struct Wish {
 enum Part {
     Size,
     Start,
+    Spawn,
     Idle,
     Jobs,
     Transfer,
@@ -112,6 +114,9 @@ async fn run(wish: &Wish) -> Outcome<()> {
         let bytes = std::fs::metadata(&program)?.len();
         let row = Row::new("binary, stripped", table::mb(bytes)).goal("7 MB", bytes <= 7_000_000);
         table.show(&row);
+    }
+    if wish.has(Part::Spawn) {
+        spawn::measure(&program, wish.jobs, &mut table).await?;
     }
     let site = Site::new(&program).await?;
     if wish.has(Part::Start) {

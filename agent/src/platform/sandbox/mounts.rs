@@ -32,6 +32,8 @@ use crate::domain::policy::{Area, NETWORK, SYSTEM, Shape};
 
 /// Devices of every job.
 pub(super) const DEVICES: &[&str] = &["full", "null", "random", "urandom", "zero"];
+/// The folder of a job's own secrets, in memory.
+pub(super) const SECRETS: &str = "/dev/secrets";
 /// Places that a job has of its own.
 const OWN: &[&str] = &["/tmp", "/var/tmp", "/dev", "/run"];
 /// Of a job's temporary files, in shares of the machine's memory and in number.
@@ -71,7 +73,8 @@ pub(super) fn arrange(plan: &Plan, areas: &[Area], program: &str) -> io::Result<
             views.insert(path.clone(), view);
         }
     }
-    let devices: Vec<_> = DEVICES.iter().map(|name| device(name)).collect::<io::Result<_>>()?;
+    let devices = DEVICES.iter().filter_map(|name| device(name).transpose());
+    let devices: Vec<_> = devices.collect::<io::Result<_>>()?;
     let root = attributes(places.get("/").unwrap_or(&BTreeSet::new()));
     forbid(CWD, "/", root).map_err(at("read-only root"))?;
     let cover = Cover::make()?;
@@ -80,7 +83,9 @@ pub(super) fn arrange(plan: &Plan, areas: &[Area], program: &str) -> io::Result<
     for (path, view) in &views {
         put_back(path, view).map_err(at(path))?;
     }
-    forbid(CWD, "/sys", libc::MOUNT_ATTR_RDONLY).map_err(at("/sys"))?;
+    if present("/sys")?.is_some() {
+        forbid(CWD, "/sys", libc::MOUNT_ATTR_RDONLY).map_err(at("/sys"))?;
+    }
     for area in &plan.confinement.closed {
         close(area, &cover).map_err(at(&area.path))?;
     }
@@ -161,11 +166,11 @@ fn clone_of(place: impl AsFd) -> io::Result<OwnedFd> {
     Ok(open_tree(place, "", flags)?)
 }
 
-fn device(name: &str) -> io::Result<(String, OwnedFd)> {
+fn device(name: &str) -> io::Result<Option<(String, OwnedFd)>> {
     let path = format!("/dev/{name}");
-    let (place, _) = exact(&path).map_err(at(&path))?;
+    let Some((place, _)) = present(&path).map_err(at(&path))? else { return Ok(None) };
     let tree = clone_of(place).map_err(at(&path))?;
-    Ok((path, tree))
+    Ok(Some((path, tree)))
 }
 
 fn attach(tree: impl AsFd, path: &str) -> io::Result<()> {
@@ -199,11 +204,13 @@ fn own_places(plan: &Plan, devices: &[(String, OwnedFd)]) -> io::Result<()> {
         mount("tmpfs", path, "tmpfs", flags, &*data).map_err(|e| at(path)(e.into()))
     };
     tmpfs("/tmp", TEMPORARY, LOCKED)?;
-    if let Ok((own, _)) = exact("/tmp") {
+    let is_folder = |path: &str| matches!(exact(path), Ok((_, true)));
+    if is_folder("/var/tmp") {
         // One bound for both.
+        let (own, _) = exact("/tmp")?;
         clone_of(own).and_then(|tree| attach(tree, "/var/tmp")).map_err(at("/var/tmp"))?;
     }
-    if !plan.confinement.ipc {
+    if !plan.confinement.ipc && is_folder("/run") {
         tmpfs("/run", SMALL, LOCKED)?;
     }
     tmpfs("/dev", SMALL, MountFlags::NOSUID | MountFlags::NOEXEC)?;
@@ -220,6 +227,7 @@ fn own_places(plan: &Plan, devices: &[(String, OwnedFd)]) -> io::Result<()> {
         symlink(format!("/proc/self/fd{target}"), format!("/dev/{name}")).map_err(at("/dev"))?;
     }
     fs::create_dir("/dev/shm").map_err(at("/dev/shm"))?;
+    fs::create_dir(SECRETS).map_err(at(SECRETS))?;
     tmpfs("/dev/shm", TEMPORARY, LOCKED)?;
     let read_only = LOCKED | MountFlags::RDONLY;
     mount("proc", "/proc", "proc", read_only, None).map_err(|e| at("/proc")(e.into()))
