@@ -180,6 +180,36 @@ pub struct SealedSecret {
     pub sealed: Base64,
 }
 
+/// The most secrets of one job.
+pub const MAX_SECRETS: usize = 16;
+/// The most that one measures, sealed.
+pub const MAX_SEALED_BYTES: usize = 64 * 1024;
+
+impl SealedSecret {
+    /// What a secret is bound to, so that it opens nowhere else.
+    #[must_use]
+    pub fn info(agent_id: &str, job_id: &str, name: &str) -> Vec<u8> {
+        format!("jtnt-secret/v1\n{agent_id}\n{job_id}\n{name}").into_bytes()
+    }
+
+    /// Whether a name can be part of a variable's name.
+    #[must_use]
+    pub fn is_name(name: &str) -> bool {
+        let letters = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
+        (1..=64).contains(&name.len()) && name.bytes().all(letters)
+    }
+
+    /// The variable that tells a job where its secret is.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        let end = match self.delivery {
+            SecretDelivery::Fd => "FD",
+            SecretDelivery::File => "FILE",
+        };
+        format!("JTNT_SECRET_{}_{end}", self.name.to_ascii_uppercase())
+    }
+}
+
 /// How a secret reaches a job: never by argument or environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -12,11 +12,15 @@ use ed25519_dalek::SigningKey;
 use jtnt_proto::{
     bytes::{Base64, Hash},
     envelope::{Envelope, PayloadType},
-    job::{Cancel, Job, Priority, ScriptEndorsement, Work},
+    job::{Cancel, Job, Priority, ScriptEndorsement, SealedSecret, SecretDelivery, Work},
     json,
     key::PublicKey,
     policy::{Audience, Limits, Policy},
     root::{Role as RootRole, Roles, Root},
+};
+use rustls::crypto::{
+    aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_CHACHA20_POLY1305 as SUITE,
+    hpke::{Hpke as _, HpkePublicKey},
 };
 use serde::Serialize;
 
@@ -177,6 +181,24 @@ impl Operator {
             limits: Limits::default(),
             secrets: Vec::new(),
         })
+    }
+
+    /// Seals a secret of a job to its agent's key.
+    ///
+    /// # Errors
+    /// When the key is none.
+    pub fn seal(
+        job: &Job,
+        (name, delivery): (&str, SecretDelivery),
+        key: &Base64,
+        secret: &[u8],
+    ) -> Result<SealedSecret, HubError> {
+        let info = SealedSecret::info(&job.agent_id, &job.job_id, name);
+        let (enc, text) = SUITE
+            .seal(&info, &[], secret, &HpkePublicKey(key.0.clone()))
+            .map_err(|e| HubError::damaged("seal key", e))?;
+        let sealed = Base64([enc.0, text].concat());
+        Ok(SealedSecret { name: name.to_owned(), delivery, sealed })
     }
 
     /// Signs a job with the job role.

@@ -120,6 +120,8 @@ pub struct AgentView {
     pub heartbeat: Option<HeartbeatRequest>,
     /// Jobs that have not ended.
     pub open_jobs: usize,
+    /// What secrets for it are sealed to.
+    pub seal_key: Option<jtnt_proto::bytes::Base64>,
 }
 
 /// A certificate the hub issued.
@@ -152,6 +154,7 @@ impl AgentView {
             last_seen: heartbeat.map(|(at, _)| *at),
             heartbeat: heartbeat.map(|(_, said)| said.clone()),
             open_jobs: agent.open.len(),
+            seal_key: agent.seal_key.clone(),
         }
     }
 }

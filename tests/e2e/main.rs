@@ -31,6 +31,8 @@ mod outage;
 #[cfg(test)]
 mod points;
 #[cfg(test)]
+mod secrets;
+#[cfg(test)]
 mod site;
 #[cfg(test)]
 #[path = "../support/mod.rs"]

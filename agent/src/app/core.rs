@@ -289,6 +289,7 @@ fn jobs_deps(
         clock: Arc::clone(&base.clock),
         entropy: Arc::clone(&base.entropy),
         keyring: published.keyring.subscribe(),
+        seal: published.seal.subscribe(),
         policy: policy.clone(),
         gate: gate.clone(),
         link: published.link.subscribe(),

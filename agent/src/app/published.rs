@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     config::Config,
     hub::{Address, HubClient, HubConfig},
-    identity::{self, Identity, IdentityError, Paths},
+    identity::{self, Identity, IdentityError, Paths, SealKey},
     policy::Labels,
     runtime::clock::SharedClock,
     telemetry::metrics::Metrics,
@@ -29,6 +29,7 @@ type Found = Result<Arc<Identity>, IdentityError>;
 pub(super) struct Published {
     pub(super) identity: watch::Sender<Found>,
     pub(super) keyring: watch::Sender<Option<Keyring>>,
+    pub(super) seal: watch::Sender<Option<Arc<SealKey>>>,
     pub(super) link: watch::Sender<Option<HubClient>>,
     pub(super) hub_url: watch::Sender<Option<String>>,
     pub(super) labels: watch::Sender<Labels>,
@@ -47,6 +48,7 @@ impl Published {
         Arc::new(Self {
             identity: watch::Sender::new(Err(IdentityError::NotEnrolled)),
             keyring: watch::Sender::new(None),
+            seal: watch::Sender::new(None),
             link: watch::Sender::new(None),
             hub_url: watch::Sender::new(config.hub_url.clone()),
             labels: watch::Sender::new(config.labels.clone()),
@@ -80,6 +82,7 @@ impl Published {
             return;
         }
         let keyring = found.as_ref().ok().map(|identity| identity.keyring.clone());
+        let seal = found.as_ref().ok().and_then(|identity| identity.seal.clone());
         let link = found.as_ref().ok().and_then(|identity| self.client(identity, config));
         match &found {
             Ok(identity) => tracing::info!(
@@ -92,6 +95,7 @@ impl Published {
         }
         let _before = self.identity.send_replace(found);
         self.keyring.send_replace(keyring);
+        self.seal.send_replace(seal);
         self.link.send_replace(link);
     }
 

@@ -1,10 +1,14 @@
 //! Whether a verified job may be taken at all, before the policy is asked: is it for this agent,
 //! is it the right time, does it make sense.
 
+use std::collections::BTreeSet;
+
 use jiff::{SignedDuration, Timestamp, ToSpan as _};
 use jtnt_proto::{
     identity::is_id,
-    job::{Artifact, Cancel, Job, MAX_VALIDITY_DAYS, Work},
+    job::{
+        Artifact, Cancel, Job, MAX_SEALED_BYTES, MAX_SECRETS, MAX_VALIDITY_DAYS, SealedSecret, Work,
+    },
 };
 
 use super::job::Reject;
@@ -146,14 +150,34 @@ fn shape(job: &Job) -> Result<(), Refused> {
         let why = format!("valid for more than {MAX_VALIDITY_DAYS} days from issued_at");
         return refuse(Reject::ValidTooLong, why);
     }
-    if !job.secrets.is_empty() {
-        let why = "it carries sealed secrets, which this version of the agent cannot open";
-        return Err(malformed(why.to_owned()));
-    }
+    secrets(job).map_err(malformed)?;
     if job.limits.timeout_seconds == Some(0) {
         return Err(malformed("limits.timeout_seconds is 0".to_owned()));
     }
     work(&job.work).map_err(malformed)
+}
+
+fn secrets(job: &Job) -> Result<(), String> {
+    if !job.secrets.is_empty() && !matches!(job.work, Work::Exec(_) | Work::Script(_)) {
+        return Err("a transfer has no use for secrets".to_owned());
+    }
+    if job.secrets.len() > MAX_SECRETS {
+        return Err(format!("more than {MAX_SECRETS} secrets"));
+    }
+    let mut known = BTreeSet::new();
+    for secret in &job.secrets {
+        let name = &secret.name;
+        if !SealedSecret::is_name(name) {
+            return Err(format!("secret {name:?}: a name is 1 to 64 of A-Z a-z 0-9 _"));
+        }
+        if !known.insert(name.to_ascii_uppercase()) {
+            return Err(format!("secret {name:?} stands twice"));
+        }
+        if secret.sealed.0.len() > MAX_SEALED_BYTES {
+            return Err(format!("secret {name:?} has more than {MAX_SEALED_BYTES} bytes"));
+        }
+    }
+    Ok(())
 }
 
 fn work(work: &Work) -> Result<(), String> {

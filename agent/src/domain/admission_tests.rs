@@ -164,13 +164,27 @@ fn scripts_and_transfers_have_their_bounds() {
 
 #[test]
 fn what_cannot_be_kept_is_not_promised() {
-    let mut with_secret = job(&json!({}));
-    with_secret.secrets.push(SealedSecret {
-        name: "token".into(),
+    let secret = |name: &str, bytes| SealedSecret {
+        name: name.into(),
         delivery: SecretDelivery::Fd,
-        sealed: Base64(vec![0; 48]),
-    });
-    assert_eq!(admit(&with_secret, &facts()).unwrap_err().reason, Reject::Malformed);
+        sealed: Base64(vec![0; bytes]),
+    };
+    let with = |secrets: Vec<SealedSecret>| {
+        let mut with_secrets = job(&json!({}));
+        with_secrets.secrets = secrets;
+        admit(&with_secrets, &facts()).map_err(|refused| refused.reason)
+    };
+    assert_eq!(with(vec![secret("token", 48), secret("other_2", 48)]), Ok(()));
+    let many = (0..=MAX_SECRETS).map(|n| secret(&n.to_string(), 48)).collect();
+    for bad in [
+        vec![secret("to-ken", 48)],
+        vec![secret("", 48)],
+        vec![secret("token", MAX_SEALED_BYTES + 1)],
+        vec![secret("token", 48), secret("TOKEN", 48)],
+        many,
+    ] {
+        assert_eq!(with(bad), Err(Reject::Malformed));
+    }
     let endless = json!({"limits": {"timeout_seconds": 0}});
     assert_eq!(verdict(&endless), Err(Reject::Malformed));
 }

@@ -214,6 +214,8 @@ async fn under_lock(
 struct Asked {
     request: EnrollRequest,
     key: KeyPair,
+    /// The file of the key that secrets are sealed to.
+    seal: Zeroizing<Vec<u8>>,
 }
 
 impl Asked {
@@ -228,6 +230,8 @@ impl Asked {
             Ok((key, csr))
         });
         let (key, csr) = made.map_err(|e| EnrolError::tls_key(&e))?;
+        let (seal_key, seal) = identity::SealKey::generate()
+            .map_err(|e| EnrolError::key(&IdentityError::Unusable(e)))?;
         let proof = signer.sign(&enroll_proof_message(&options.token, &csr, &id));
         let request = EnrollRequest {
             token: options.token.to_string(),
@@ -235,11 +239,11 @@ impl Asked {
             audit_key,
             agent_id: id,
             proof: Base64(proof.to_vec()),
-            seal_key: None,
+            seal_key: Some(Base64(seal_key)),
             host: options.host.clone(),
             labels: options.labels.clone(),
         };
-        Ok(Self { request, key })
+        Ok(Self { request, key, seal })
     }
 }
 
@@ -323,6 +327,7 @@ fn files(
     let crt = answer.certificate.clone().into_bytes();
     vec![
         file(paths.client_key(), key, durable::PRIVATE, 0o700),
+        file(paths.seal_key(), asked.seal.to_vec(), durable::PRIVATE, 0o700),
         file(paths.client_crt(), crt, durable::PUBLIC, 0o700),
         file(paths.ca_bundle(), bundle.into_bytes(), durable::PUBLIC, 0o700),
         file(paths.root(), contact.root.clone(), durable::PUBLIC, 0o755),

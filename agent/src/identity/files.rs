@@ -51,6 +51,11 @@ impl Paths {
     }
 
     #[must_use]
+    pub fn seal_key(&self) -> PathBuf {
+        self.data_dir.join("keys/seal.key")
+    }
+
+    #[must_use]
     pub fn root(&self) -> PathBuf {
         self.data_dir.join("trust/root.json")
     }

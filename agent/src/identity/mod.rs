@@ -9,6 +9,7 @@ mod files;
 mod inspect;
 mod key;
 mod machine;
+mod seal;
 pub mod tls;
 pub mod x509;
 
@@ -25,6 +26,7 @@ use crate::{
 pub use files::{Paths, Source};
 pub use inspect::{Inspection, inspect};
 pub use machine::machine_id_sha256;
+pub use seal::SealKey;
 pub use x509::CertInfo;
 
 /// An enrolled agent's identity, whole and consistent.
@@ -41,6 +43,8 @@ pub struct Identity {
     /// For the connection to the hub. A new identity has a new one, so that neither resumption
     /// nor a pooled connection brings the old certificate back.
     pub tls: Arc<rustls::ClientConfig>,
+    /// What opens secrets of jobs; an enrolment of an older version made none.
+    pub seal: Option<Arc<SealKey>>,
 }
 
 /// How the root of roles arrived.
@@ -126,7 +130,9 @@ pub(crate) fn load_placed(paths: &Paths, machine: Option<Hash>) -> Result<Identi
         x509::private_key(&files.client_key).map_err(|why| unusable(paths.client_key(), why))?;
     let tls = tls::client_config(&anchors.servers, Some((chain, key)))
         .map_err(|why| unusable(paths.client_key(), why))?;
-    Ok(Identity { agent_id: id, cert, keyring, root_source: files.source.root_source, tls })
+    let seal = seal::open(paths).map_err(IdentityError::Unusable)?.map(Arc::new);
+    let root_source = files.source.root_source;
+    Ok(Identity { agent_id: id, cert, keyring, root_source, tls, seal })
 }
 
 /// Removes the identity. The audit key stays, and with it the agent's id.
@@ -134,8 +140,14 @@ pub(crate) fn load_placed(paths: &Paths, machine: Option<Hash>) -> Result<Identi
 /// # Errors
 /// As the system's; what is left then is no identity, and this can be called again.
 pub fn remove(paths: &Paths) -> io::Result<()> {
-    let all =
-        [paths.client_crt(), paths.client_key(), paths.ca_bundle(), paths.root(), paths.source()];
+    let all = [
+        paths.client_crt(),
+        paths.client_key(),
+        paths.ca_bundle(),
+        paths.root(),
+        paths.source(),
+        paths.seal_key(),
+    ];
     all.iter().try_for_each(|path| crate::runtime::durable::remove(path))
 }
 

@@ -29,6 +29,7 @@ use crate::{
     },
     gate::{Gate, PolicyWatch},
     hub::Link,
+    identity::SealKey,
     runtime::{clock::SharedClock, entropy::SharedEntropy, tasks::Tasks},
     shim::Launcher,
     store::{Journal, time::TrustedTime},
@@ -62,6 +63,8 @@ pub struct Deps {
     pub entropy: SharedEntropy,
     /// The keys in force; `None` while the agent is not enrolled.
     pub keyring: watch::Receiver<Option<Keyring>>,
+    /// What opens secrets of jobs.
+    pub seal: watch::Receiver<Option<Arc<SealKey>>>,
     /// The policy in force.
     pub policy: PolicyWatch,
     /// Its decision on real files.

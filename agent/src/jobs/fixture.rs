@@ -205,6 +205,7 @@ impl Desk {
             clock: shared,
             entropy,
             keyring: keys,
+            seal: watch::channel(None).1,
             gate: Gate::new(watched.clone(), gate::Config::default()),
             policy: watched,
             link: linked,

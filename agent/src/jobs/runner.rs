@@ -237,7 +237,7 @@ async fn attempt(core: Arc<Core>, grant: Grant) -> Result<(), StoreError> {
     // What is slow is done side by side; nothing begins before it is on disk that it is about to.
     let (work, opened) = (&job.get().work, permit.opened.take());
     let recorded = record_start(&core, &mut entry, &job, &permit, &context.identity);
-    let (recorded, ready) = tokio::join!(recorded, work::ready(&context, work, opened));
+    let (recorded, ready) = tokio::join!(recorded, work::ready(&context, job.get(), opened));
     if let Err(ended) = recorded? {
         drop(ready);
         core.conclude(entry, ended, None).await?;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs::File, io, path::Path, sync::Arc, time::Dura
 
 use jtnt_proto::{
     hub::{JobStatusState, Outcome, Output},
-    job::{Script, Work},
+    job::{Job, Script, SealedSecret, SecretDelivery, Work},
 };
 use tokio::time::{sleep, timeout};
 
@@ -22,7 +22,7 @@ use crate::{
         process::{self, JOB_VARIABLE},
         sandbox::Plan,
     },
-    shim::{self, Attempt, Cause, Exit, Left, Order, Prepared, Shim, Stream, Unstarted},
+    shim::{self, Attempt, Cause, Exit, Left, Order, Prepared, Secret, Shim, Stream, Unstarted},
 };
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -48,11 +48,15 @@ pub(super) enum Ready {
 }
 
 /// Gets everything ready. Dropped meanwhile, nothing of it stays.
-pub(super) async fn ready(context: &Arc<Context>, work: &Work, opened: Option<Opened>) -> Ready {
-    match (work, opened) {
+pub(super) async fn ready(context: &Arc<Context>, job: &Job, opened: Option<Opened>) -> Ready {
+    let secrets = match secrets(context, job) {
+        Ok(secrets) => secrets,
+        Err(why) => return Ready::Never(Box::new(Ended::failed("SECRET", why))),
+    };
+    match (&job.work, opened) {
         (Work::Exec(exec), Some(Opened::Program(program))) => {
             let order = order(context, &program, (&exec.args, &exec.env, exec.cwd.as_deref()));
-            prepare(context, order, program, None).await
+            prepare(context, order, program, None, secrets).await
         }
         (Work::Script(script), Some(Opened::Program(program))) => {
             let fetched = tokio::select! {
@@ -65,7 +69,7 @@ pub(super) async fn ready(context: &Arc<Context>, work: &Work, opened: Option<Op
             match fetched {
                 Ok(copy) => {
                     let order = order(context, &program, parts);
-                    prepare(context, order, program, Some(copy)).await
+                    prepare(context, order, program, Some(copy), secrets).await
                 }
                 Err(ended) => Ready::Never(Box::new(ended)),
             }
@@ -83,10 +87,38 @@ async fn fetch(context: &Arc<Context>, script: &Script) -> Result<File, Ended> {
         .map_err(|e| Ended::failed("SCRIPT_COPY", format!("no memory for the script: {e}")))
 }
 
-async fn prepare(context: &Context, order: Order, program: Program, script: Option<File>) -> Ready {
+/// Opens the job's secrets, each into memory that nobody can change and that no list of files
+/// names.
+fn secrets(context: &Context, job: &Job) -> Result<Vec<(Secret, File)>, String> {
+    if job.secrets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Some(key) = context.core.deps.seal.borrow().clone() else {
+        return Err("this agent has no key for secrets; enrol it again".to_owned());
+    };
+    let ids = (context.core.deps.agent_id.as_str(), job.job_id.as_str());
+    let open = |sealed: &SealedSecret| {
+        let file = process::sealed("jtnt-secret", &key.open(ids, sealed)?);
+        let file = file.map_err(|e| format!("no memory for a secret: {e}"))?;
+        let as_file = sealed.delivery == SecretDelivery::File;
+        Ok((Secret { name: sealed.name.clone(), variable: sealed.variable(), as_file }, file))
+    };
+    job.secrets.iter().map(open).collect()
+}
+
+async fn prepare(
+    context: &Context,
+    mut order: Order,
+    program: Program,
+    script: Option<File>,
+    secrets: Vec<(Secret, File)>,
+) -> Ready {
     let (launcher, attempt) = (context.core.deps.launcher.clone(), context.attempt.clone());
+    let (named, files): (Vec<_>, Vec<_>) = secrets.into_iter().unzip();
+    order.secrets = named;
     let prepared = tokio::task::spawn_blocking(move || {
-        launcher.prepare(&order, &program, script.as_ref()).inspect_err(|_| attempt.forget())
+        let prepared = launcher.prepare(&order, &program, script.as_ref(), &files);
+        prepared.inspect_err(|_| attempt.forget())
     });
     match prepared.await {
         Ok(Ok(prepared)) => Ready::Program(Box::new(prepared)),
@@ -112,6 +144,7 @@ fn order(
         file_bytes: context.limits.file_bytes,
         plan: Plan { limits: context.limits, ..program.plan.clone() },
         output_bytes: context.output_bytes,
+        secrets: Vec::new(),
         timeout: context.timeout,
         grace: context.core.config.grace,
     }

@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
 };
 
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -21,9 +22,10 @@ use rustix::{
 use super::{
     account::{Account, with_rights_of},
     paths::{enter, reach},
-    process::{self, Launch, LaunchError},
-    sandbox::Room,
+    process::{self, Hidden, Launch, LaunchError},
+    sandbox::{Room, own_folder},
 };
+use crate::runtime::durable;
 
 /// The first byte that a new process tells: it waits for its word.
 pub(super) const READY: u8 = b'+';
@@ -70,11 +72,34 @@ pub(super) fn read_failure(launch: (&str, &str), said: &[u8]) -> LaunchError {
 pub(super) struct Entry<'a> {
     launch: &'a Launch,
     image: Image,
+    secrets: Vec<Place>,
+}
+
+/// Where a secret is found.
+enum Place {
+    Descriptor,
+    File(PathBuf),
 }
 
 impl<'a> Entry<'a> {
     pub(super) fn new(launch: &'a Launch) -> io::Result<Self> {
-        Ok(Self { launch, image: Image::new(launch)? })
+        let folder = own_folder(&launch.plan);
+        let place = |secret: &Hidden| match (&secret.file, folder) {
+            (Some(name), Some(folder)) => Place::File(folder.join(name)),
+            // Where nothing is the job's alone, its descriptor has a name all the same.
+            (Some(_) | None, _) => Place::Descriptor,
+        };
+        let secrets: Vec<_> = launch.secrets.iter().map(place).collect();
+        let told = launch.secrets.iter().zip(&secrets).map(|(secret, place)| {
+            let number = secret.content.as_raw_fd();
+            let value = match (place, &secret.file) {
+                (Place::File(path), _) => path.display().to_string(),
+                (Place::Descriptor, Some(_)) => format!("/proc/self/fd/{number}"),
+                (Place::Descriptor, None) => number.to_string(),
+            };
+            (secret.variable.clone(), value)
+        });
+        Ok(Self { launch, image: Image::new(launch, told)?, secrets })
     }
 
     /// What the child does; returns only if it executes nothing, and has then said why.
@@ -105,6 +130,7 @@ impl<'a> Entry<'a> {
         let cwd = with_rights_of(account, || enter(&self.launch.cwd))
             .and_then(|opened| opened)
             .map_err(|why| Failed { at: CWD, why })?;
+        self.write_secrets()?;
         rustix::io::write(tell, &[READY])?;
         let mut word = [0];
         match rustix::io::retry_on_intr(|| rustix::io::read(wait, &mut word))? {
@@ -112,6 +138,22 @@ impl<'a> Entry<'a> {
             0 => Err(Errno::CANCELED.into()),
             _ => self.execute(room, &program, &cwd),
         }
+    }
+
+    /// Copies secrets to files that only the job's user reads.
+    fn write_secrets(&self) -> io::Result<()> {
+        let account = &self.launch.account;
+        for (secret, place) in self.launch.secrets.iter().zip(&self.secrets) {
+            let Place::File(path) = place else { continue };
+            let mut file = durable::create(path, 0o400)?;
+            nix::unistd::fchown(
+                &file,
+                Some(Uid::from_raw(account.uid)),
+                Some(Gid::from_raw(account.gid)),
+            )?;
+            io::copy(&mut &secret.content, &mut file)?;
+        }
+        Ok(())
     }
 
     fn execute(&self, room: Room, program: &File, cwd: &OwnedFd) -> Result<Infallible, Failed> {
@@ -130,7 +172,9 @@ impl<'a> Entry<'a> {
             setrlimit(Resource::Fsize, Rlimit { current: *file_bytes, maximum: *file_bytes })?;
         }
         close_all_on_exec();
-        if let Some(file) = keep {
+        let told = self.launch.secrets.iter().zip(&self.secrets);
+        let told = told.filter(|(_, place)| matches!(place, Place::Descriptor));
+        for file in keep.iter().chain(told.map(|(secret, _)| &secret.content)) {
             rustix::io::fcntl_setfd(file, FdFlags::empty())?;
         }
         let is_root = account.uid == 0;
@@ -169,11 +213,11 @@ struct Image {
 }
 
 impl Image {
-    fn new(launch: &Launch) -> io::Result<Self> {
+    fn new(launch: &Launch, told: impl Iterator<Item = (String, String)>) -> io::Result<Self> {
         let args = std::iter::once(&launch.argv0).chain(&launch.args);
         let mut texts: Vec<_> = args.map(|a| CString::new(a.as_str())).collect::<Result<_, _>>()?;
         let split = texts.len();
-        for (name, value) in &launch.env {
+        for (name, value) in launch.env.clone().into_iter().chain(told) {
             texts.push(CString::new(format!("{name}={value}"))?);
         }
         let (args, env) = texts.split_at(split);

@@ -56,8 +56,10 @@ pub struct Launch {
     pub cwd: String,
     /// Whom it runs as.
     pub account: Account,
-    /// The one descriptor beyond the standard ones that stays open, under its own number.
+    /// A descriptor beyond the standard ones that stays open, under its own number.
     pub keep: Option<File>,
+    /// What it is told in no variable or argument.
+    pub secrets: Vec<Hidden>,
     /// The largest file it may write.
     pub file_bytes: Option<u64>,
     /// What holds it once it runs.
@@ -66,6 +68,17 @@ pub struct Launch {
     pub group: Group,
     /// Whether it is killed when whoever started it dies.
     pub ends_with_parent: bool,
+}
+
+/// A secret of a process.
+#[derive(Debug)]
+pub struct Hidden {
+    /// The variable that tells where it is.
+    pub variable: String,
+    /// The name of a file of its own, where it is not to be an open descriptor.
+    pub file: Option<String>,
+    /// The secret.
+    pub content: File,
 }
 
 /// Why a process was not started.

@@ -28,6 +28,7 @@ fn launch(path: &str, args: &[&str]) -> Launch {
         cwd: "/".to_owned(),
         account: Account::own(),
         keep: None,
+        secrets: Vec::new(),
         file_bytes: None,
         plan: Plan::default(),
         group: Group::default(),

@@ -372,12 +372,13 @@ impl Ground {
             file_bytes: None,
             plan: plan.clone(),
             output_bytes: 1 << 16,
+            secrets: Vec::new(),
             timeout: Duration::from_secs(20),
             grace: Duration::from_millis(200),
         };
         let file = fs::File::open(&shell).unwrap();
         let program = Program { file, copy: None, canonical: shell, plan };
-        let shim = Launcher::of_tests().prepare(&order, &program, None).unwrap().go().unwrap();
+        let shim = Launcher::of_tests().prepare(&order, &program, None, &[]).unwrap().go().unwrap();
         shim.ended().await.unwrap();
         let exit = match order.attempt.left().unwrap() {
             Left::Exit(exit) => *exit,

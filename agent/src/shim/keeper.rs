@@ -21,7 +21,7 @@ use crate::{
     domain::enforcement::Abilities,
     platform::{
         cgroup::Group,
-        process::{self, Launch, Payload},
+        process::{self, Hidden, Launch, Payload},
         sandbox::{Plan, Room},
         space::Space,
         supervise::{Signals, Timer, any_of, is_ready},
@@ -109,6 +109,7 @@ struct Things {
     program: File,
     copy: Option<File>,
     script: Option<File>,
+    secrets: Vec<File>,
 }
 
 fn serve() -> io::Result<()> {
@@ -140,14 +141,16 @@ fn accept(line: &UnixStream) -> io::Result<(Order, Things)> {
     let mut fds = fds.into_iter().map(File::from);
     let mut next = |there: bool| there.then(|| fds.next().ok_or_else(malformed)).transpose();
     let order = next(true)?.ok_or_else(malformed)?;
-    let things = Things {
-        program: next(true)?.ok_or_else(malformed)?,
-        copy: next(with & WITH_COPY != 0)?,
-        script: next(with & WITH_SCRIPT != 0)?,
-    };
+    let program = next(true)?.ok_or_else(malformed)?;
+    let (copy, script) = (next(with & WITH_COPY != 0)?, next(with & WITH_SCRIPT != 0)?);
+    let secrets: Vec<_> = fds.collect();
     let mut body = Vec::new();
     order.take(MAX_ORDER_BYTES).read_to_end(&mut body)?;
-    Ok((serde_json::from_slice(&body)?, things))
+    let order: Order = serde_json::from_slice(&body)?;
+    if secrets.len() != order.secrets.len() {
+        return Err(malformed());
+    }
+    Ok((order, Things { program, copy, script, secrets }))
 }
 
 struct Keeper {
@@ -251,7 +254,7 @@ impl Keeper {
 }
 
 fn launch(order: &Order, things: Things, group: Group, closed: bool) -> Launch {
-    let Things { program, copy, script } = things;
+    let Things { program, copy, script, secrets } = things;
     // The interpreter reads the script by its descriptor, so no folder of the agent's has to be
     // opened for the job's user.
     let by_descriptor = script.as_ref().map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -261,6 +264,16 @@ fn launch(order: &Order, things: Things, group: Group, closed: bool) -> Launch {
         argv0: order.argv0.clone(),
         args: by_descriptor.into_iter().chain(order.args.iter().cloned()).collect(),
         env: order.env.clone(),
+        secrets: order
+            .secrets
+            .iter()
+            .zip(secrets)
+            .map(|(secret, content)| Hidden {
+                variable: secret.variable.clone(),
+                file: secret.as_file.then(|| secret.name.clone()),
+                content,
+            })
+            .collect(),
         cwd: order.cwd.clone(),
         account: order.account.clone(),
         keep: script,

@@ -6,7 +6,7 @@ use std::{
     io::{self, BufRead as _, BufReader, IoSlice, IoSliceMut, Read as _, Write as _},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt as _},
     },
     path::PathBuf,
@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use jtnt_proto::job::MAX_SECRETS;
 use rustix::{
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -46,7 +47,7 @@ pub(super) const GO: u8 = b'!';
 /// The shim's word that it has written down how it ended.
 pub(super) const DONE: u8 = b'.';
 /// Descriptors of one message.
-const MAX_FDS: usize = 4;
+const MAX_FDS: usize = 4 + MAX_SECRETS;
 
 /// Starts shims. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -115,16 +116,17 @@ impl Launcher {
         order: &Order,
         program: &Program,
         script: Option<&File>,
+        secrets: &[File],
     ) -> Result<Prepared, Unstarted> {
         let broken = |error| Unstarted::start(format!("no shim: {error}"));
         let (line, reused) = self.inner.shim().map_err(broken)?;
-        let mut answer = ask(&line, order, program, script);
+        let mut answer = ask(&line, order, program, (script, secrets));
         let mut line = line;
         if reused && answer.is_err() {
             // Its nursery has ended just now, for want of work.
             self.inner.lock().take();
             line = self.inner.shim().map_err(broken)?.0;
-            answer = ask(&line, order, program, script);
+            answer = ask(&line, order, program, (script, secrets));
         }
         match answer {
             Ok(Answer::Ready(pid)) => Ok(Prepared { pid, line, attempt: order.attempt.clone() }),
@@ -200,7 +202,7 @@ fn ask(
     line: &UnixStream,
     order: &Order,
     program: &Program,
-    script: Option<&File>,
+    (script, secrets): (Option<&File>, &[File]),
 ) -> io::Result<Answer> {
     let body = sealed("jtnt-order", &serde_json::to_vec(order)?)?;
     let mut with = 0;
@@ -213,6 +215,7 @@ fn ask(
         with |= WITH_SCRIPT;
         fds.push(script.as_fd());
     }
+    fds.extend(secrets.iter().map(File::as_fd));
     send(line, with, &fds)?;
     let mut text = Vec::new();
     BufReader::new(line.take(MAX_EXIT_BYTES)).read_until(b'\n', &mut text)?;

@@ -34,7 +34,7 @@ pub use self::{
     files::{Attempt, Left},
     keeper::{as_process, keep},
     launch::{Launcher, Prepared, Shim, Trial},
-    order::{Cause, Exit, Kept, Order, Unstarted},
+    order::{Cause, Exit, Kept, Order, Secret, Unstarted},
     output::{Part, Stream, kept, output, read},
 };
 

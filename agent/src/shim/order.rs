@@ -36,10 +36,24 @@ pub struct Order {
     pub plan: Plan,
     /// How much of each output stream is kept.
     pub output_bytes: u64,
+    /// Secrets that come with it, in the order of their descriptors.
+    #[serde(default)]
+    pub secrets: Vec<Secret>,
     /// When it is asked to end.
     pub timeout: Duration,
     /// How long after that it is killed.
     pub grace: Duration,
+}
+
+/// How a program finds a secret. The secret itself is in a descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Its name, and that of its file.
+    pub name: String,
+    /// The variable that tells where it is.
+    pub variable: String,
+    /// In a file of the job's own; else in an open descriptor.
+    pub as_file: bool,
 }
 
 /// What an agent hands over with an order.

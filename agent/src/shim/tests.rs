@@ -36,6 +36,7 @@ impl Job {
             file_bytes: None,
             plan: Plan::default(),
             output_bytes: 1 << 20,
+            secrets: Vec::new(),
             timeout: Duration::from_secs(60),
             grace: Duration::from_millis(200),
         };
@@ -46,7 +47,7 @@ impl Job {
         let canonical = self.order.argv0.clone();
         let program =
             Program { file: self.program(), copy: None, canonical, plan: Plan::default() };
-        Launcher::of_tests().prepare(&self.order, &program, script)
+        Launcher::of_tests().prepare(&self.order, &program, script, &[])
     }
 
     fn program(&self) -> File {
@@ -317,7 +318,7 @@ async fn a_nursery_that_has_ended_is_replaced() {
         };
         let canonical = order.argv0.clone();
         let program = Program { file: job.program(), copy: None, canonical, plan: Plan::default() };
-        let shim = launcher.prepare(&order, &program, None).unwrap().go().unwrap();
+        let shim = launcher.prepare(&order, &program, None, &[]).unwrap().go().unwrap();
         tokio::time::timeout(Duration::from_secs(20), shim.ended()).await.unwrap().unwrap();
         exit(order.attempt.left().unwrap());
         launcher.end_nursery(attempt == 1);

@@ -175,6 +175,7 @@ impl Site {
             clock,
             entropy: Arc::new(AtOnce),
             keyring: keyring_watch,
+            seal: watch::channel(self.identity.seal.clone()).1,
             gate: Gate::new(policy_watch.clone(), gate::Config::default()),
             policy: policy_watch,
             link: link_watch,

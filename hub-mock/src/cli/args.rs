@@ -98,6 +98,13 @@ pub(super) struct JobOptions {
     /// The user it runs as
     #[arg(long, value_name = "USER")]
     pub(super) run_as: Option<String>,
+    /// A secret, read from a file: the job finds it in the open descriptor that
+    /// JTNT_SECRET_NAME_FD names
+    #[arg(long = "secret", value_name = "NAME=FILE", value_parser = pair)]
+    pub(super) secrets: Vec<(String, String)>,
+    /// The same, in a file of the job's own that JTNT_SECRET_NAME_FILE names
+    #[arg(long = "secret-file", value_name = "NAME=FILE", value_parser = pair)]
+    pub(super) secret_files: Vec<(String, String)>,
     /// Wait for the end and print the output, of which the hub gets at most 256 KiB of each stream;
     /// exit 0 only when it succeeded
     #[arg(long)]

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use jtnt_proto::{
     bytes::Hash,
-    job::{Artifact, Download, Exec, Script, Upload, Work},
+    job::{Artifact, Download, Exec, Job, Script, SealedSecret, SecretDelivery, Upload, Work},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -29,8 +29,9 @@ use super::{
 use crate::{
     control::{CurrentPolicy, Enqueue},
     error::HubError,
+    operator::Operator,
     routes::uploads::CHUNK_BYTES,
-    view::{JobView, dropped},
+    view::{AgentView, JobView, dropped},
 };
 
 /// Uploads are stored under this name, there is only one a job.
@@ -95,13 +96,14 @@ async fn submit(
     work: Work,
     save: Option<PathBuf>,
 ) -> Result<Verdict, HubError> {
-    let agent_id = desk.client.agent(options.agent).await?;
+    let agent_id = desk.client.agent(options.agent.clone()).await?;
     let operator = desk.operator()?;
     let mut job = operator.job(&agent_id, work)?;
     job.limits.timeout_seconds = options.timeout;
     // Whoever publishes a policy and then signs a job means the job to meet that policy.
     let current: CurrentPolicy = desk.client.get("/control/v1/policy").await?;
     job.min_policy_version = current.version;
+    job.secrets = secrets(desk, &job, &options).await?;
     let wish = Enqueue { agent_id, envelope: operator.sign_job(&job) };
     let taken: JobView = desk.client.post("/control/v1/jobs", &wish).await?;
     if !options.wait {
@@ -118,6 +120,32 @@ async fn submit(
         fetch_file(desk, artifact, &save).await?;
     }
     outcome(desk, &seen)
+}
+
+/// Reads and seals what the job shall know.
+async fn secrets(
+    desk: &Desk<'_>,
+    job: &Job,
+    options: &JobOptions,
+) -> Result<Vec<SealedSecret>, HubError> {
+    let by_fd = options.secrets.iter().map(|secret| (secret, SecretDelivery::Fd));
+    let by_file = options.secret_files.iter().map(|secret| (secret, SecretDelivery::File));
+    let all: Vec<_> = by_fd.chain(by_file).collect();
+    if all.is_empty() {
+        return Ok(Vec::new());
+    }
+    let agents: Vec<AgentView> = desk.client.get("/control/v1/agents").await?;
+    let agent = agents.into_iter().find(|agent| agent.agent_id == job.agent_id);
+    let key = agent.and_then(|agent| agent.seal_key).ok_or_else(|| {
+        HubError::refused("NO_SEAL_KEY", "the agent has told no key for secrets; enrol it again")
+    })?;
+    let mut sealed = Vec::new();
+    for ((name, file), delivery) in all {
+        let file = Path::new(file);
+        let secret = fs::read(file).await.map_err(HubError::file(file))?;
+        sealed.push(Operator::seal(job, (name, delivery), &key, &secret)?);
+    }
+    Ok(sealed)
 }
 
 /// The job's own output, as if it had run here.

@@ -11,7 +11,7 @@ use landlock::{
 
 use super::{
     at,
-    mounts::{DEVICES, exact},
+    mounts::{DEVICES, SECRETS, exact},
 };
 use crate::domain::policy::{Area, Confinement, NETWORK, SYSTEM, Shape};
 
@@ -66,6 +66,7 @@ impl Fence {
         for device in DEVICES {
             fence.open(&format!("/dev/{device}"), false, &both)?;
         }
+        fence.open(SECRETS, true, &read)?;
         for own in ["/tmp", "/var/tmp", "/dev/shm"].iter().filter(|_| own_places) {
             fence.open(own, true, &both)?;
         }

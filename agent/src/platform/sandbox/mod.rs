@@ -60,6 +60,12 @@ pub fn abilities() -> Abilities {
     }
 }
 
+/// A folder that only one job sees; `None` where it has no view of its own.
+#[must_use]
+pub fn own_folder(plan: &Plan) -> Option<&'static std::path::Path> {
+    plan.abilities.namespaces.then(|| std::path::Path::new(mounts::SECRETS))
+}
+
 /// A process that sees what it is to see. It can still do anything there.
 #[derive(Debug)]
 pub struct Room {
