@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::{
     identity::is_id,
     json::{self, JsonError},
-    policy::{ArgPattern, ArgSlot, ArgsRule, Effect, Policy, RequireEnforcement},
+    policy::{ArgPattern, ArgSlot, ArgsRule, Children, Effect, Mode, Policy, RequireEnforcement},
     policy_env,
     policy_programs::is_interpreter,
     root::Root,
@@ -145,7 +145,29 @@ impl Check {
         }
     }
 
+    /// Rules by which no job ever runs, since `full` is required and they leave something open.
+    fn gaps(&mut self, policy: &Policy) {
+        if policy.require_enforcement != RequireEnforcement::Full {
+            return;
+        }
+        let refused = "so no job runs by it while require_enforcement is full";
+        if policy.mode == Mode::Monitor {
+            self.warn(None, format!("mode monitor lets violations pass, {refused}"));
+        }
+        let exec = policy.exec.iter().map(|r| (&r.id, r.effect, r.ipc, r.children));
+        let script = policy.script.iter().map(|r| (&r.id, r.effect, r.ipc, r.children));
+        for (id, effect, ipc, children) in exec.chain(script) {
+            if effect == Effect::Allow && ipc {
+                self.warn(Some(id), format!("ipc opens Unix sockets of the machine, {refused}"));
+            }
+            if effect == Effect::Allow && children != Children::System {
+                self.warn(Some(id), format!("children cannot be held by the system, {refused}"));
+            }
+        }
+    }
+
     fn rules(&mut self, policy: &Policy) {
+        self.gaps(policy);
         for r in &policy.exec {
             self.id(&r.id);
             self.path(&r.id, "path", &r.path);

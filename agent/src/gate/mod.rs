@@ -337,7 +337,10 @@ impl Gate {
 
 /// What is at a path now.
 fn look(path: &str) -> Found {
+    // By a link, what was meant can be another file at any time.
+    let passes_link = || std::path::Path::new(path).ancestors().any(std::path::Path::is_symlink);
     match fs::symlink_metadata(path) {
+        _ if passes_link() => Found::Linked,
         Err(_) => Found::Nothing,
         Ok(meta) if meta.is_file() && meta.nlink() > 1 => Found::Linked,
         Ok(_) => Found::Sole,

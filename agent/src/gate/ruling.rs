@@ -61,7 +61,7 @@ impl<T> Ruling<T> {
             sha256: None,
             policy_version: 0,
             limits: Limits::default(),
-            enforcement: Enforcement::default(),
+            enforcement: refusal.enforcement,
         });
         let Some(policy) = policy else { return ruling };
         let (policy_version, limits) = (policy.verified.get().version, policy.engine.limits());
@@ -123,11 +123,14 @@ pub struct Refusal {
     pub canonical: Option<String>,
     /// The rule that would have allowed it.
     pub rule: Option<String>,
+    /// What it would have been held to, where that was too little.
+    pub enforcement: Enforcement,
 }
 
 impl Refusal {
     fn new(reason: &'static str, message: String, canonical: &str) -> Self {
-        Self { reason, message, canonical: Some(canonical.to_owned()), rule: None }
+        let (canonical, enforcement) = (Some(canonical.to_owned()), Enforcement::default());
+        Self { reason, message, canonical, rule: None, enforcement }
     }
 
     pub(super) fn ruled_by(self, rule: Option<String>) -> Self {
@@ -169,12 +172,19 @@ impl Refusal {
              what is named, or let the policy say \"require_enforcement\": \"{enough}\", and the \
              agent's configuration, if it sets it"
         );
-        Self::new("ENFORCEMENT", message, canonical)
+        let enforcement = here.clone();
+        Self { enforcement, ..Self::new("ENFORCEMENT", message, canonical) }
     }
 }
 
 impl From<PathFault> for Refusal {
     fn from(fault: PathFault) -> Self {
-        Self { reason: fault.reason(), message: fault.to_string(), canonical: None, rule: None }
+        Self {
+            reason: fault.reason(),
+            message: fault.to_string(),
+            canonical: None,
+            rule: None,
+            enforcement: Enforcement::default(),
+        }
     }
 }

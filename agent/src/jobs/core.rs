@@ -279,11 +279,16 @@ pub(super) fn bounded(mut text: String) -> String {
 }
 
 fn words(first: &str, rest: &[String]) -> String {
-    rest.iter().fold(first.to_owned(), |mut line, word| {
-        line.push(' ');
-        line.push_str(word);
-        line
-    })
+    rest.iter().fold(quoted(first), |line, word| line + " " + &quoted(word))
+}
+
+/// A word as a shell would need it, so that it is seen where each begins and ends.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "%+,-./:=@_".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
@@ -302,7 +307,8 @@ mod tests {
                 run_as: None,
             }))
         };
-        assert_eq!(exec(vec!["a".into(), "b c".into()]), "/bin/echo a b c");
+        let args = ["a", "b c", "", "it's", "--x=1"].map(str::to_owned);
+        assert_eq!(exec(args.into()), r"/bin/echo a 'b c' '' 'it'\''s' --x=1");
         assert_eq!(exec(vec!["é".repeat(9999)]).chars().count(), MAX_COMMAND_CHARS + 3);
     }
 }

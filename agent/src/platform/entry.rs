@@ -122,6 +122,8 @@ impl<'a> Entry<'a> {
         let Launch { plan, account, argv0, group, .. } = self.launch;
         group.join()?;
         let room = Room::enter(plan, argv0)?;
+        // That of the job's view: by another it could change the machine's.
+        dup2_stdin(File::open("/dev/null")?)?;
         // Only now: an older descriptor leads out of the view that the job shall have.
         let program = match &self.launch.copy {
             Some(copy) => copy.try_clone()?,
@@ -140,11 +142,16 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// Copies secrets to files that only the job's user reads.
+    /// Copies secrets to files that only the job's user reads, in a place where nothing can be
+    /// executed; memory that a descriptor stands for could be.
     fn write_secrets(&self) -> io::Result<()> {
         let account = &self.launch.account;
+        let Some(folder) = own_folder(&self.launch.plan) else { return Ok(()) };
         for (secret, place) in self.launch.secrets.iter().zip(&self.secrets) {
-            let Place::File(path) = place else { continue };
+            let path = &match place {
+                Place::File(path) => path.clone(),
+                Place::Descriptor => folder.join(&secret.variable),
+            };
             let mut file = durable::create(path, 0o400)?;
             nix::unistd::fchown(
                 &file,
@@ -152,6 +159,10 @@ impl<'a> Entry<'a> {
                 Some(Gid::from_raw(account.gid)),
             )?;
             io::copy(&mut &secret.content, &mut file)?;
+            if matches!(place, Place::Descriptor) {
+                take_place_of(&secret.content, &File::open(path)?)?;
+                durable::remove(path)?;
+            }
         }
         Ok(())
     }
@@ -193,6 +204,14 @@ impl<'a> Entry<'a> {
         room.close()?;
         Err(self.image.execute(program.as_fd()).into())
     }
+}
+
+/// Has the number of a descriptor mean another file from now on.
+#[expect(unsafe_code, reason = "the number is what counts, and its owner keeps it")]
+fn take_place_of(owner: &File, other: &File) -> io::Result<()> {
+    // SAFETY: the number stays open and stays its owner's; what it means is changed at once.
+    let answer = unsafe { libc::dup3(other.as_raw_fd(), owner.as_raw_fd(), libc::O_CLOEXEC) };
+    if answer == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn become_user(account: &Account) -> io::Result<()> {

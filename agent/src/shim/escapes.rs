@@ -87,6 +87,11 @@ const ATTACKS: &[Attack] = &[
         As::User,
         "echo x > $D/part/later && echo ESCAPED",
     ),
+    (
+        "read what a rule denies where all may be executed",
+        As::User,
+        "grep -q key $D/bin/closed && echo ESCAPED",
+    ),
     ("write to a file that may be read only", As::User, "echo x >> $D/part/fixed && echo ESCAPED"),
     (
         "execute a file that it wrote",
@@ -206,6 +211,13 @@ const ATTACKS: &[Attack] = &[
         As::Root,
         "chmod 4777 $D/out/victim2 && echo ESCAPED",
     ),
+    (
+        "root: change a device by its own input",
+        As::Root,
+        "perl -e 'chmod(0666, *STDIN) && print \"ESCAPED\"'",
+    ),
+    ("root: change the machine's devices", As::Root, "chmod 666 /dev/null && echo ESCAPED"),
+    ("root: switch the machine", As::Root, "test -w /sys/power/state && echo ESCAPED"),
     ("root: mount", As::Root, "mount -t tmpfs x /mnt && echo ESCAPED && umount /mnt"),
     (
         "root: make what is read-only writable",
@@ -266,7 +278,7 @@ impl Ground {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let at = |name: &str| dir.path().join(name);
         let owned = |path: &Path| chown(path, Some(UID), Some(UID)).unwrap();
-        for folder in ["open", "out", "open/agent", "part", "part/sub", "part/free"] {
+        for folder in ["open", "out", "open/agent", "part", "part/sub", "part/free", "bin"] {
             fs::create_dir(at(folder)).unwrap();
             owned(&at(folder));
         }
@@ -278,6 +290,7 @@ impl Ground {
             "part/closed2",
             "part/fixed",
             "part/sub/closed",
+            "bin/closed",
             "part/free/plain",
             "open/plain",
             "open/binary",
@@ -325,11 +338,13 @@ impl Ground {
                 open: vec![
                     area("open", Shape::Tree, &[read, write]),
                     area("part", Shape::Tree, &[read, write]),
+                    area("bin", Shape::Tree, &[Access::Execute]),
                 ],
                 closed: vec![
                     area("part/closed", Shape::One, &[read, write]),
                     area("part/closed2", Shape::One, &[read]),
                     area("part/fixed", Shape::One, &[write]),
+                    area("bin/closed", Shape::One, &[read]),
                     area("part/sub/closed", Shape::One, &[read]),
                     area("part/later", Shape::One, &[read, write]),
                 ],
@@ -423,6 +438,22 @@ async fn no_way_leads_out() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[tokio::test]
+async fn denies_hold_where_nothing_covers_them() {
+    if !can_be_tried() {
+        return;
+    }
+    let about = ["denies", "its folder", "exchange", "read only"];
+    let these = ATTACKS.iter().filter(|(name, ..)| about.iter().any(|word| name.contains(word)));
+    for (name, who, script) in these {
+        let ground = Ground::new();
+        let mut plan = ground.plan();
+        plan.abilities.namespaces = false;
+        let said = ground.run(*who, script, plan).await;
+        assert!(!said.contains("ESCAPED"), "{name}: {said}");
+    }
 }
 
 #[test]

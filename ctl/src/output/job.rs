@@ -257,6 +257,8 @@ fn output(state: pb::JobState, all: u64, kept: Option<u64>) -> String {
     match kept {
         Some(kept) if state == pb::JobState::Running => format!("{} so far", human::bytes(kept)),
         Some(0) if all > 0 => format!("{} (cleaned here)", human::bytes(all)),
+        // Of a job whose end nobody wrote down.
+        Some(kept) if kept > all => human::bytes(kept),
         Some(kept) if kept < all => {
             format!("{} ({} kept here)", human::bytes(all), human::bytes(kept))
         }
@@ -276,6 +278,7 @@ mod tests {
         assert_eq!(output(Ok, 4096, Some(1024)), "4.0 KiB (1.0 KiB kept here)");
         assert_eq!(output(Ok, 7, Some(0)), "7 B (cleaned here)");
         assert_eq!(output(Ok, 0, Some(0)), "0 B");
+        assert_eq!(output(pb::JobState::Indeterminate, 0, Some(9)), "9 B");
         assert_eq!(output(Ok, 7, None), "7 B");
     }
 

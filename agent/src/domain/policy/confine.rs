@@ -106,14 +106,26 @@ impl Area {
         Self { path: pattern.anchor().to_owned(), shape, access: access.clone() }
     }
 
-    /// Whether some file could be in both.
-    fn meets(&self, other: &Self) -> bool {
-        let shared = self.access.intersection(&other.access).next().is_some();
+    /// Whether opening this could open what `closed` closes.
+    fn opens(&self, closed: &Self) -> bool {
         let wide = |area: &Self| area.shape != Shape::One;
-        shared
-            && (self.path == other.path
-                || (wide(self) && is_below(&other.path, &self.path))
-                || (wide(other) && is_below(&self.path, &other.path)))
+        self.access.iter().any(|access| closed.closes(*access))
+            && (self.path == closed.path
+                || (wide(self) && is_below(&closed.path, &self.path))
+                || (wide(closed) && is_below(&self.path, &closed.path)))
+    }
+
+    /// Whether a closed area has to do with an access to what is around it: who may write there
+    /// could give a file another name, and who may execute may read.
+    #[must_use]
+    pub fn closes(&self, access: Access) -> bool {
+        match access {
+            Access::Read => self.access.contains(&Access::Read),
+            Access::Write => true,
+            Access::Execute => {
+                self.access.contains(&Access::Read) || self.access.contains(&Access::Execute)
+            }
+        }
     }
 }
 
@@ -129,7 +141,7 @@ pub enum Found {
     Nothing,
     /// A file or folder that has no other name.
     Sole,
-    /// A file with other names.
+    /// A file with other names, or one that is reached by a link.
     Linked,
 }
 
@@ -192,13 +204,13 @@ impl Areas {
         let around: Vec<_> = areas.open.iter().chain(system).cloned().collect();
         for (pattern, rule) in about(Effect::Deny) {
             let area = Area::of(pattern, &rule.access);
-            if !around.iter().any(|open| open.meets(&area)) {
+            if !around.iter().any(|open| open.opens(&area)) {
                 continue;
             }
             let whole = matches!(area.shape, Shape::One | Shape::Tree);
             let watched = rule.common.mode == Some(Mode::Monitor);
             let all = [Access::Read, Access::Write, Access::Execute];
-            let own = OWN.iter().any(|place| Area::tree(place, &all).meets(&area));
+            let own = OWN.iter().any(|place| Area::tree(place, &all).opens(&area));
             if !whole || watched || own {
                 areas.gaps.insert(Gap::File(rule.common.id.clone()));
             }
@@ -319,7 +331,13 @@ mod tests {
 
     #[test]
     fn a_deny_counts_only_inside_of_an_allow() {
-        let open = rule("srv", "allow", r#""read""#, "/srv/**");
+        let open = [
+            rule("srv", "allow", r#""read""#, "/srv/**"),
+            // Who may write gives a file another name; who may execute reads.
+            rule("opt", "allow", r#""write""#, "/opt/**"),
+            rule("home", "allow", r#""execute""#, "/home/**"),
+        ]
+        .join(",");
         let deny = |access: &str, path: &str| rule("no", "deny", access, path);
         for (access, path, closed) in [
             (r#""read""#, "/srv/key", true),
@@ -327,6 +345,9 @@ mod tests {
             // Who denies a folder means what is in it.
             (r#""read""#, "/srv", true),
             (r#""write""#, "/srv/key", false),
+            (r#""execute""#, "/srv/key", false),
+            (r#""read""#, "/opt/key", true),
+            (r#""read""#, "/home/key", true),
             (r#""read""#, "/etc/shadow", false),
             (r#""execute""#, "/usr/bin/rm", true),
             (r#""read""#, "/etc/passwd", true),

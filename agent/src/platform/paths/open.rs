@@ -269,7 +269,7 @@ impl Walk {
     }
 }
 
-/// Where a rule's path leads once its links are followed; itself, where nothing is there. Rules
+/// Where a rule's path leads once its links are followed, as far as something is there. Rules
 /// are resolved as requests are, so that one for `/bin/sh` is about what `/bin/sh` is. A link that
 /// others than root could have made is not followed: nobody else says what a rule is about.
 #[must_use]
@@ -280,7 +280,12 @@ pub fn resolve(path: &Path) -> String {
     }
     let led = pin(&text, OFlags::empty(), ResolveFlags::NO_MAGICLINKS)
         .and_then(|file| Walk::to(&text, &file));
-    led.map_or(text, |walk| walk.canonical)
+    let of_parent = || {
+        let (parent, name) = (path.parent()?, path.file_name()?.to_str()?);
+        let parent = resolve(parent);
+        Some(format!("{}/{name}", parent.strip_suffix('/').unwrap_or(&parent)))
+    };
+    led.ok().map(|walk| walk.canonical).or_else(of_parent).unwrap_or(text)
 }
 
 /// Whether every link on the way was made by root, or this process's user, and can be changed by

@@ -244,6 +244,10 @@ fn rules_are_resolved_as_requests_are() {
     symlink(&real, &link).unwrap();
     assert_eq!(resolve(link.as_ref()), real);
     assert_eq!(resolve("/no/such/file".as_ref()), "/no/such/file");
+    let (dir, to_dir) = (folder.path("dir"), folder.path("to-dir"));
+    fs::create_dir(&dir).unwrap();
+    symlink(&dir, &to_dir).unwrap();
+    assert_eq!(resolve(format!("{to_dir}/later").as_ref()), format!("{dir}/later"));
     assert_eq!(resolve("/".as_ref()), "/");
 }
 

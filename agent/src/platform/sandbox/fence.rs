@@ -83,12 +83,16 @@ impl Fence {
         access: &BTreeSet<Access>,
         closed: &[Area],
     ) -> io::Result<()> {
-        let covers = |area: &&Area| Path::new(path).starts_with(&area.path);
+        let covers = |area: &Area, one| {
+            // Its own content may be written to, where that alone is not denied.
+            let closed = one != Access::Write || area.access.contains(&Access::Write);
+            closed && Path::new(path).starts_with(&area.path)
+        };
         let inside = |area: &&Area| tree && Path::new(&area.path).starts_with(path);
         let mut whole = BTreeSet::new();
         for one in access {
-            let these = closed.iter().filter(|area| area.access.contains(one));
-            if these.clone().any(|area| covers(&area)) {
+            let these = closed.iter().filter(|area| area.closes(*one));
+            if these.clone().any(|area| covers(area, *one)) {
                 continue;
             }
             let these: Vec<Area> = these.filter(inside).cloned().collect();

@@ -37,6 +37,7 @@ const NEVER: &[libc::c_long] = &[
     libc::SYS_keyctl,
     libc::SYS_lookup_dcookie,
     libc::SYS_memfd_create,
+    libc::SYS_memfd_secret,
     libc::SYS_mount,
     libc::SYS_mount_setattr,
     libc::SYS_move_mount,

@@ -38,7 +38,7 @@ pub(super) const SECRETS: &str = "/dev/secrets";
 const OWN: &[&str] = &["/tmp", "/var/tmp", "/dev", "/run"];
 /// Of a job's temporary files, in shares of the machine's memory and in number.
 const TEMPORARY: &str = "mode=1777,size=10%,nr_inodes=100k";
-const SMALL: &str = "mode=755,size=1m,nr_inodes=4k";
+const SMALL: &str = "mode=755,size=2m,nr_inodes=4k";
 
 const LOCKED: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
@@ -130,6 +130,10 @@ fn view(path: &str, access: &BTreeSet<Access>) -> io::Result<Option<View>> {
     if ["/proc", "/sys"].iter().any(|place| Path::new(path).starts_with(place)) {
         return Ok(None);
     }
+    // Devices are opened by name; a job's own folder for them has more in it.
+    if path == "/dev" {
+        return Ok(None);
+    }
     let Ok((place, is_dir)) = exact(path) else { return Ok(None) };
     let tree = clone_of(&place).map_err(at(path))?;
     let mut attributes = attributes(access);
@@ -154,6 +158,8 @@ fn present(path: &str) -> io::Result<Option<(OwnedFd, bool)>> {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
+        // By a link there is nothing; what it leads to is not what was named.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::LOOP) => Ok(None),
         Err(error) => Err(error),
     }
 }
