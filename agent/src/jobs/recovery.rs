@@ -87,22 +87,24 @@ async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
         }
         (Step::Interrupted, _) => {
             let message = "the machine went down while the job ran";
-            let ended = Ended::because(Outcome::Interrupted, "MACHINE_DOWN", message);
-            let attempt = work::attempt_of(core, &entry);
-            core.conclude(entry, ended, None).await?;
-            attempt.forget();
-            Ok(())
+            give_up(core, entry, Ended::because(Outcome::Interrupted, "MACHINE_DOWN", message))
+                .await
         }
         (Step::Indeterminate | Step::Attach | Step::Conclude, _) => {
             end_rest(core, &entry).await;
             let message = "the agent ended while the job ran; nobody can tell how far it came";
-            let ended = Ended::because(Outcome::Indeterminate, "AGENT_ENDED", message);
-            let attempt = work::attempt_of(core, &entry);
-            core.conclude(entry, ended, None).await?;
-            attempt.forget();
-            Ok(())
+            give_up(core, entry, Ended::because(Outcome::Indeterminate, "AGENT_ENDED", message))
+                .await
         }
     }
+}
+
+/// The last word about a run, whose files have no more to say.
+async fn give_up(core: &Core, entry: Entry, ended: Ended) -> Result<(), StoreError> {
+    let attempt = work::attempt_of(core, &entry);
+    core.conclude(entry, ended, None).await?;
+    attempt.forget();
+    Ok(())
 }
 
 /// What comes with some of the things that may be found.
@@ -164,8 +166,7 @@ async fn again(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
 
 /// The end of a job that nobody took over.
 async fn conclude(core: &Core, mut entry: Entry, exit: Exit) -> Result<(), StoreError> {
-    let attempt = work::attempt_of(core, &entry);
-    let own = attempt.clone();
+    let own = work::attempt_of(core, &entry);
     let (exit, outputs) = tokio::task::spawn_blocking(move || {
         let outputs = work::outputs(own.dir(), &exit);
         (exit, outputs)
@@ -175,9 +176,7 @@ async fn conclude(core: &Core, mut entry: Entry, exit: Exit) -> Result<(), Store
     end_rest(core, &entry).await;
     let cancelled = core.cancels.is_cancelled(&entry.job_id, core.deps.time.now());
     let ended = work::of_exit(&mut entry, exit, outputs, cancelled);
-    core.conclude(entry, ended, None).await?;
-    attempt.forget();
-    Ok(())
+    give_up(core, entry, ended).await
 }
 
 /// Ends what is left of a job: by its process and name, and by a user of its own, which finds also

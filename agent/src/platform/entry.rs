@@ -103,7 +103,7 @@ impl<'a> Entry<'a> {
     }
 
     /// What the child does; returns only if it executes nothing, and has then said why.
-    pub(super) fn as_child(&self, wait: &OwnedFd, tell: &OwnedFd, streams: &[OwnedFd; 3]) {
+    pub(super) fn as_child(&self, wait: &OwnedFd, tell: &OwnedFd, streams: &[OwnedFd; 2]) {
         let Err(failed) = self.enter(wait, tell, streams);
         let mut said = vec![failed.at];
         said.extend(failed.why.to_string().as_bytes());
@@ -114,9 +114,8 @@ impl<'a> Entry<'a> {
         &self,
         wait: &OwnedFd,
         tell: &OwnedFd,
-        [stdin, stdout, stderr]: &[OwnedFd; 3],
+        [stdout, stderr]: &[OwnedFd; 2],
     ) -> Result<Infallible, Failed> {
-        dup2_stdin(stdin)?;
         dup2_stdout(stdout)?;
         dup2_stderr(stderr)?;
         let Launch { plan, account, argv0, group, .. } = self.launch;

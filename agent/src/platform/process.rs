@@ -194,7 +194,6 @@ impl Payload {
             let pipe = || pipe_with(PipeFlags::CLOEXEC);
             let ((out, stdout), (err, stderr)) = (pipe()?, pipe()?);
             let ((wait, go), (told, tell)) = (pipe()?, pipe()?);
-            let stdin = File::open("/dev/null")?.into();
             let entry = Entry::new(launch)?;
             // SAFETY: a process that keeps a job has one thread, so its copy is in no other state.
             // The copy ends in an exec or in `_exit`.
@@ -204,7 +203,7 @@ impl Payload {
                     // Or its own end would keep the pipe open on which it waits for the end of
                     // others.
                     drop(go);
-                    entry.as_child(&wait, &tell, &[stdin, stdout, stderr]);
+                    entry.as_child(&wait, &tell, &[stdout, stderr]);
                     // SAFETY: no memory is touched, and no code of this process runs after it.
                     unsafe { libc::_exit(127) }
                 }

@@ -49,6 +49,11 @@ const ATTACKS: &[Attack] = &[
         As::User,
         "ln -s $D/secret $D/open/l; grep -q key $D/open/l && echo ESCAPED",
     ),
+    (
+        "read it through a link where a rule's own file was",
+        As::User,
+        "grep -q key $D/out/planted && echo ESCAPED",
+    ),
     ("read it through ..", As::User, "grep -q key $D/open/../secret && echo ESCAPED"),
     (
         "read it through /proc/self/root",
@@ -303,6 +308,7 @@ impl Ground {
             owned(&at(file));
         }
         owned(dir.path());
+        std::os::unix::fs::symlink(at("secret"), at("out/planted")).unwrap();
         let name = format!("jtnt-escapes-{}-{}", std::process::id(), at("x").display());
         let abstractly = {
             use std::os::linux::net::SocketAddrExt as _;
@@ -339,6 +345,7 @@ impl Ground {
                     area("open", Shape::Tree, &[read, write]),
                     area("part", Shape::Tree, &[read, write]),
                     area("bin", Shape::Tree, &[Access::Execute]),
+                    area("out/planted", Shape::One, &[read, write]),
                 ],
                 closed: vec![
                     area("part/closed", Shape::One, &[read, write]),

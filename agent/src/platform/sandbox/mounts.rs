@@ -148,8 +148,12 @@ pub(super) fn exact(path: &str) -> io::Result<(OwnedFd, bool)> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let found = openat2(CWD, path, flags, Mode::empty(), resolve)?;
-    let is_dir = FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Directory;
-    Ok((found, is_dir))
+    let kind = FileType::from_raw_mode(fstat(&found)?.st_mode);
+    if kind == FileType::Symlink {
+        // The flags above let the last part be one.
+        return Err(Errno::LOOP.into());
+    }
+    Ok((found, kind == FileType::Directory))
 }
 
 /// The same, or that nothing is there to be covered.
