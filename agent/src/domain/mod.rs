@@ -2,6 +2,7 @@
 //! arguments, effects leave as values.
 
 pub mod admission;
+pub mod asked;
 pub mod backoff;
 pub mod breaker;
 pub mod cert_rule;
