@@ -76,11 +76,13 @@ pub enum Event {
     Prune,
     /// Something the agent promises does not hold for now; `details.what` says what.
     Degraded,
+    /// Output that was kept for the hub is gone; `details.reason` says why.
+    OutputDropped,
 }
 
 impl Event {
     /// Every name, as a reader may ask for it.
-    pub const NAMES: [&'static str; 22] = [
+    pub const NAMES: [&'static str; 23] = [
         "genesis",
         "startup",
         "shutdown",
@@ -103,6 +105,7 @@ impl Event {
         "recovered",
         "prune",
         "degraded",
+        "output_dropped",
     ];
 
     /// The name in the log.

@@ -21,6 +21,8 @@ pub const MAX_POLL_SECONDS: u64 = 60;
 pub const MAX_LEASED_JOBS: usize = 64;
 /// The most bytes of each stream that stand in a result.
 pub const MAX_INLINE_OUTPUT_BYTES: usize = 256 * 1024;
+/// The most bytes of one piece of live output.
+pub const MAX_CHUNK_BYTES: usize = 64 * 1024;
 
 /// `POST /api/v1/enroll`. The only request without a client certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -322,6 +324,60 @@ pub struct Output {
     pub total_bytes: u64,
     /// SHA-256 of all bytes that were written.
     pub sha256: Option<Hash>,
+    /// What is kept of it beyond this, in order: artifacts of the job that follow the result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<OutputPart>,
+    /// Why the agent has left out what it had kept: `SPOOL_FULL`, `SPOOL_OLD`, `LOST`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<String>,
+}
+
+/// A part of an output that is too large for the result, and follows it as an artifact of the job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputPart {
+    /// The artifact's name.
+    pub name: String,
+    /// Where in the stream its first byte stands.
+    pub offset: u64,
+    /// Its bytes.
+    pub size: u64,
+}
+
+/// `PUT /api/v1/jobs/{id}/output`: output of a job that says `stream_output`, as it comes. A hub
+/// takes a piece at its place or beyond: bytes between were not kept. What it has already it leaves
+/// alone, so a piece may be sent again. No data at all asks where to go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputChunk {
+    /// Which run of the job, from 1.
+    pub attempt: u32,
+    /// Which stream.
+    pub stream: OutputStream,
+    /// Where in it the first byte of `data` stands.
+    pub offset: u64,
+    /// At most [`MAX_CHUNK_BYTES`].
+    pub data: Base64,
+    /// Nothing comes after it.
+    #[serde(default)]
+    pub end: bool,
+}
+
+/// The streams of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Answer to a piece of live output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputState {
+    /// Where in the stream the hub expects the next byte.
+    pub received: u64,
 }
 
 /// Answer to a result.

@@ -226,14 +226,24 @@ fn what_cannot_be_asked_is_refused_with_what_can() {
 #[test]
 fn a_server_of_something_else_is_no_agent() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let address = listener.local_addr().unwrap();
+    // A client may try more than once.
+    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let seen = std::sync::Arc::clone(&over);
     let server = std::thread::spawn(move || {
-        let (mut caller, _) = listener.accept().unwrap();
-        io::Write::write_all(&mut caller, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
-        // Until the caller has read it and left.
-        io::copy(&mut caller, &mut io::sink()).ok();
+        for caller in listener.incoming() {
+            if seen.load(std::sync::atomic::Ordering::SeqCst) {
+                return;
+            }
+            let mut caller = caller.unwrap();
+            io::Write::write_all(&mut caller, b"HTTP/1.1 400 Bad Request\r\n\r\n").ok();
+            // Until the caller has read it and left.
+            io::copy(&mut caller, &mut io::sink()).ok();
+        }
     });
-    let (exit, text) = type_in(&["status", "--socket", &url]);
+    let (exit, text) = type_in(&["status", "--socket", &format!("http://{address}")]);
+    over.store(true, std::sync::atomic::Ordering::SeqCst);
+    drop(std::net::TcpStream::connect(address).unwrap());
     server.join().unwrap();
     assert_eq!(exit, Exit::Unreachable, "{text}");
     assert!(text.contains("no JTNT agent") && text.contains("path"), "{text}");

@@ -31,6 +31,8 @@ pub enum Route {
     Status,
     /// `POST /api/v1/jobs/{id}/result`
     Result,
+    /// `PUT /api/v1/jobs/{id}/output`
+    Output,
     /// `GET /api/v1/policy`
     Policy,
     /// `POST /api/v1/certificates/renew`
@@ -55,6 +57,7 @@ impl Route {
             ("GET", ["jobs"]) => Some(Self::Jobs),
             ("POST", ["jobs", _, "status"]) => Some(Self::Status),
             ("POST", ["jobs", _, "result"]) => Some(Self::Result),
+            ("PUT", ["jobs", _, "output"]) => Some(Self::Output),
             ("GET", ["policy"]) => Some(Self::Policy),
             ("POST", ["certificates", "renew"]) => Some(Self::Renew),
             ("GET", ["artifacts", _]) | ("PUT", ["artifacts", _, _]) => Some(Self::Artifact),

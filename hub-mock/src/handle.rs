@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use jtnt_proto::{bytes::Hash, envelope::Envelope, job::Artifact};
+use jtnt_proto::{bytes::Hash, envelope::Envelope, hub::OutputChunk, job::Artifact};
 use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
@@ -212,6 +212,15 @@ impl Handle {
     pub fn artifact(&self, sha256: Hash) -> Result<Vec<u8>, HubError> {
         let path = routes::artifacts::folder(&self.core).join(sha256.to_string());
         std::fs::read(&path).map_err(HubError::file(&path))
+    }
+
+    /// What a job has written so far, where its signer asked to hear it; at most 32 pieces.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub async fn live_output(&self, job_id: &str) -> Result<Vec<OutputChunk>, HubError> {
+        let path = routes::streams::file(&self.core.settings.dir, job_id);
+        self.core.streams.pieces(&path, 0).await.map_err(HubError::file(&path))
     }
 
     /// All enrolled agents.

@@ -49,6 +49,12 @@ impl JobView {
         }
     }
 
+    /// How many bytes it wrote to both streams, as its result says.
+    pub(crate) fn written(&self) -> u64 {
+        let outputs = self.result.iter().flat_map(|r| [&r.stdout, &r.stderr]).flatten();
+        outputs.map(|output| output.total_bytes).sum()
+    }
+
     /// The documented object of the subcommands: eight keys, null for what is not known.
     #[must_use]
     pub fn summary(&self) -> JobSummary {

@@ -23,7 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ROUNDS: usize = 6;
 const EACH: usize = 8;
 
-async fn kill(mut agent: Agent) {
+/// Ends an agent as no handler can soften.
+pub(crate) async fn kill(mut agent: Agent) {
     agent.signal(Signal::KILL).unwrap();
     let status = agent.ended().await.unwrap();
     assert_eq!(status.code(), None, "it was to be killed");

@@ -29,6 +29,8 @@ mod other_user;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
+mod output;
+#[cfg(test)]
 mod points;
 #[cfg(test)]
 mod secrets;

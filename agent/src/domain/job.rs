@@ -1,7 +1,11 @@
 //! What the journal knows of a job, and the states it goes through.
 
 use jiff::Timestamp;
-use jtnt_proto::{bytes::Hash, envelope::Envelope, hub::Outcome};
+use jtnt_proto::{
+    bytes::Hash,
+    envelope::Envelope,
+    hub::{Outcome, OutputPart},
+};
 use serde::{Deserialize, Serialize};
 
 use super::ids::JobId;
@@ -128,9 +132,55 @@ pub struct Entry {
     /// SHA-256 of the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_sha256: Option<Hash>,
-    /// Whether the hub has the result or the rejection.
+    /// Whether the hub has the result, and waits for [`Self::parts`].
+    #[serde(default)]
+    pub reported: bool,
+    /// Output that follows the result, as long as the hub does not have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<OutputPart>,
+    /// Why output that was kept for the hub is not there any more: a [`Dropped`]'s name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<String>,
+    /// Whether the hub has all of the result, or the rejection.
     #[serde(default)]
     pub delivered: bool,
+}
+
+impl Entry {
+    /// Bytes of the output that follows the result.
+    #[must_use]
+    pub fn bytes_to_follow(&self) -> u64 {
+        self.parts.iter().map(|part| part.size).sum()
+    }
+}
+
+/// Why output that was kept for the hub goes. The end of a job never does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dropped {
+    /// There is more than the cache may hold, in bytes or in files.
+    Full,
+    /// It waited for longer than the cache keeps anything.
+    Old,
+    /// The hub does not take it.
+    Refused,
+    /// It is not there, or cannot be read.
+    Lost,
+}
+
+impl Dropped {
+    /// Every reason, for metrics that begin at zero.
+    pub const ALL: [Self; 4] = [Self::Full, Self::Old, Self::Refused, Self::Lost];
+
+    /// The stable name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "SPOOL_FULL",
+            Self::Old => "SPOOL_OLD",
+            Self::Refused => "REFUSED",
+            Self::Lost => "LOST",
+        }
+    }
 }
 
 /// Why a job is refused. The names are stable.

@@ -13,8 +13,8 @@ use jtnt_proto::{
     envelope::Envelope,
     hub::{
         EnrollRequest, EnrollResponse, HeartbeatRequest, HeartbeatResponse, JobStatus,
-        JobsResponse, LeasedJob, MAX_LEASED_JOBS, MAX_POLL_SECONDS, RenewRequest, RenewResponse,
-        ResultResponse, UploadState,
+        JobsResponse, LeasedJob, MAX_LEASED_JOBS, MAX_POLL_SECONDS, OutputChunk, OutputState,
+        RenewRequest, RenewResponse, ResultResponse, UploadState,
     },
     json,
 };
@@ -78,6 +78,21 @@ impl HubClient {
     pub async fn job_result(&self, id: &JobId, body: Vec<u8>) -> Result<ResultResponse, HubError> {
         let path = format!("/api/v1/jobs/{id}/result");
         self.post("/api/v1/jobs/{id}/result", path, body.into()).await
+    }
+
+    /// `PUT /api/v1/jobs/{id}/output`; where the hub wants the stream to go on.
+    ///
+    /// # Errors
+    /// As [`HubError`].
+    pub async fn job_output(
+        &self,
+        id: &JobId,
+        chunk: &OutputChunk,
+    ) -> Result<OutputState, HubError> {
+        let path = format!("/api/v1/jobs/{id}/output");
+        let mut call = Call::new(Method::PUT, "/api/v1/jobs/{id}/output", path);
+        call.payload = Payload::Bytes(encoded(chunk)?);
+        decoded(self.call(call).await?)
     }
 
     /// `GET /api/v1/policy`; `None` when it is still the one of `etag`.

@@ -9,23 +9,20 @@ use std::{
 };
 
 use jiff::Timestamp;
-use jtnt_proto::{bytes::Hash, hub::JobResult, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    core::Core,
-    results::{MAX_RESULT_BYTES, without_output},
-};
+use super::core::Core;
 use crate::{
     domain::{
         ids::JobId,
-        job::{Entry, State},
+        job::{Dropped, Entry, State},
     },
-    runtime::durable,
     store::StoreError,
 };
 
 const UPKEEP: Duration = Duration::from_secs(600);
+/// Files of results that wait. The agent takes no more jobs before there are as many ends.
+const MAX_PENDING_FILES: usize = 5_000;
 
 /// What waits for the hub, and what could go.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -138,39 +135,35 @@ impl Core {
         Ok(())
     }
 
-    /// Leaves the output out of results that wait: the oldest while there are too many bytes, and
-    /// all that ended before `before`.
+    /// Drops output that waits for the hub: what is older than `before`, and while there are too
+    /// many bytes or files, the oldest; first what follows results, then what stands in them. Ends of
+    /// jobs stay, and the hub learns from them what was dropped.
     async fn shed(&self, before: Timestamp) -> Result<(), StoreError> {
-        for entry in self.deps.journal.undelivered()? {
-            let over = self.pending_bytes.load(Ordering::Relaxed) > self.config.cache_max_bytes;
-            let old = entry.finished_at.is_some_and(|at| at < before);
-            if !over && !old {
-                break;
+        let waiting = self.deps.journal.undelivered()?;
+        let pending = self.pending_dir();
+        let count = move || fs::read_dir(pending).map_or(0, Iterator::count);
+        let mut files = tokio::task::spawn_blocking(count).await.unwrap_or(0);
+        let follows = |entry: &Entry| !entry.parts.is_empty();
+        let stands = |entry: &Entry| entry.stdout_bytes + entry.stderr_bytes > 0;
+        let (first, then): (Vec<_>, Vec<_>) = waiting
+            .into_iter()
+            .filter(|e| e.dropped.is_none() && (follows(e) || stands(e)))
+            .filter(|e| matches!(e.state, State::Finished(_)))
+            .partition(follows);
+        for entry in first.into_iter().chain(then) {
+            let bytes = self.pending_bytes.load(Ordering::Relaxed);
+            let full = bytes > self.config.cache_max_bytes || files > MAX_PENDING_FILES;
+            let why = match entry.finished_at {
+                Some(at) if at < before => Dropped::Old,
+                _ if full => Dropped::Full,
+                _ => continue,
+            };
+            if let Err(error) = self.drop_output(entry, why).await {
+                tracing::warn!(%error, "the output of a waiting result could not be dropped");
             }
-            if let State::Finished(_) = entry.state
-                && let Err(error) = self.shed_one(entry).await
-            {
-                tracing::warn!(%error, "the output of a waiting result could not be left out");
-            }
+            files = files.saturating_sub(1);
         }
         Ok(())
-    }
-
-    async fn shed_one(&self, mut entry: Entry) -> io::Result<()> {
-        let body = match &entry.result {
-            Some(body) => body.clone().into_bytes(),
-            None => durable::read(&self.result_file(&entry), MAX_RESULT_BYTES)?,
-        };
-        let result: JobResult = json::from_slice(&body).map_err(io::Error::other)?;
-        let smaller = serde_json::to_vec(&without_output(result)).map_err(io::Error::other)?;
-        if smaller.len() == body.len() {
-            return Ok(());
-        }
-        entry.result_sha256 = Some(Hash::of(&smaller));
-        entry.result = None;
-        self.store_result(&entry, smaller).await?;
-        self.fewer_pending(body.len() as u64);
-        self.deps.journal.update(entry).await.map_err(io::Error::other)
     }
 }
 

@@ -31,14 +31,16 @@ use crate::{
     hub::Link,
     identity::SealKey,
     runtime::{clock::SharedClock, entropy::SharedEntropy, tasks::Tasks},
-    shim::Launcher,
-    store::{Journal, time::TrustedTime},
+    shim::{self, Launcher, Part, Stream},
+    store::{Journal, StoreError, time::TrustedTime},
     telemetry::metrics::Metrics,
     trust::{Keyring, Verified},
 };
 
 /// Longer commands are cut in lists and logs; the signed job has them whole.
 const MAX_COMMAND_CHARS: usize = 2048;
+/// The most that one read of an output returns.
+const MAX_READ_BYTES: usize = 256 * 1024;
 /// How long a job waits for a policy that it asks for.
 const CATCH_UP: Duration = Duration::from_secs(10);
 /// Jobs that ask for a policy the hub does not have lead to one request in this time.
@@ -132,6 +134,8 @@ pub(super) struct Core {
     pub(super) window: Window,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) pending_bytes: AtomicU64,
+    /// Output follows a result that was taken.
+    pub(super) follow_up: Notify,
     /// Ask the hub now.
     pub(super) poke: Notify,
     /// When a job last made the agent ask for a newer policy; one does at a time.
@@ -142,6 +146,25 @@ impl Core {
     /// The folder of one job's output.
     pub(super) fn job_dir(&self, id: &JobId) -> PathBuf {
         self.deps.state_dir.join("jobs").join(id.as_str())
+    }
+
+    /// See [`super::Jobs::read_output`].
+    pub(super) async fn read_output(
+        &self,
+        id: &JobId,
+        stream: Stream,
+        offset: u64,
+        max: usize,
+    ) -> Result<Part, StoreError> {
+        let ended = self.deps.journal.get(id)?.filter(|e| e.state.is_terminal());
+        let total = ended.map(|e| match stream {
+            Stream::Stdout => e.stdout_bytes,
+            Stream::Stderr => e.stderr_bytes,
+        });
+        let (dir, max) = (self.job_dir(id), max.min(MAX_READ_BYTES));
+        let read = move || shim::read(&dir, stream, offset, max, total);
+        let part = tokio::task::spawn_blocking(read).await;
+        part.map_err(|e| StoreError(e.to_string()))?.map_err(|e| StoreError(e.to_string()))
     }
 
     /// Where results wait for the hub.
@@ -228,6 +251,9 @@ pub(super) fn entry_of(
         envelope: Some(envelope),
         state: State::Queued,
         attempt: 1,
+        reported: false,
+        parts: Vec::new(),
+        dropped: None,
         received_at: now,
         expires_at: job.expires_at,
         started_at: None,

@@ -73,6 +73,9 @@ pub(crate) fn entry(id: &str) -> Entry {
         stderr_bytes: 0,
         result: None,
         result_sha256: None,
+        reported: false,
+        parts: Vec::new(),
+        dropped: None,
         delivered: false,
     }
 }
@@ -168,17 +171,22 @@ fn refresh(offered: Offered, policy: watch::Sender<Option<Arc<InForce>>>) -> Ref
 
 impl Desk {
     pub(crate) fn with(rules: &Value) -> Self {
-        Self::at(Arc::new(Folder(tempfile::tempdir().unwrap())), rules)
+        Self::with_cache(rules, Config::default().cache_max_bytes)
+    }
+
+    /// One that keeps no more than this for the hub.
+    pub(crate) fn with_cache(rules: &Value, bytes: u64) -> Self {
+        Self::at(Arc::new(Folder(tempfile::tempdir().unwrap())), rules, bytes)
     }
 
     /// The same folder after the end of the agent that used it.
     pub(crate) fn again(self, rules: &Value) -> Self {
         let dir = Arc::clone(&self.dir);
         drop(self);
-        Self::at(dir, rules)
+        Self::at(dir, rules, Config::default().cache_max_bytes)
     }
 
-    fn at(dir: Arc<Folder>, rules: &Value) -> Self {
+    fn at(dir: Arc<Folder>, rules: &Value, cache_max_bytes: u64) -> Self {
         let clock = FixedClock::at(NOW);
         let shared: crate::runtime::clock::SharedClock = Arc::clone(&clock) as _;
         let entropy = SeededEntropy::new(1);
@@ -220,6 +228,7 @@ impl Desk {
         let config = Config {
             uid_range: first..=first + 99,
             grace: std::time::Duration::from_millis(200),
+            cache_max_bytes,
             ..Config::default()
         };
         let (jobs, work) = Jobs::build(deps, config);

@@ -2,12 +2,14 @@
 //! job's end, so that both are durable at once; one that is large, or has to wait for the hub, is
 //! a file, so that an outage does not make the journal grow.
 
-use std::{collections::BTreeSet, io, sync::atomic::Ordering};
+use std::{collections::BTreeSet, io, path::PathBuf, sync::atomic::Ordering};
 
 use jiff::Timestamp;
 use jtnt_proto::{
     audit::Event,
+    bytes::Hash,
     hub::{JobResult, Outcome, Output},
+    json,
 };
 use serde::Deserialize;
 
@@ -16,8 +18,11 @@ use super::{
     results::{MAX_RESULT_BYTES, executed, summary},
 };
 use crate::{
-    audit::query::{Filter, Scan},
-    domain::job::{Entry, State},
+    audit::{
+        Record,
+        query::{Filter, Scan},
+    },
+    domain::job::{Dropped, Entry, State},
     runtime::durable,
     store::StoreError,
 };
@@ -55,6 +60,10 @@ impl Core {
 
     /// Moves a result that has to wait from the journal to a file.
     pub(super) async fn set_aside(&self, mut entry: Entry) -> io::Result<()> {
+        // One whose output was dropped is small, and there may be many.
+        if entry.dropped.is_some() {
+            return Ok(());
+        }
         let Some(body) = entry.result.take() else { return Ok(()) };
         let bytes = body.len() as u64;
         self.store_result(&entry, body.into_bytes()).await?;
@@ -73,40 +82,97 @@ impl Core {
         match tokio::task::spawn_blocking(read).await.map_err(io::Error::other)? {
             Ok(body) => Ok(body),
             Err(error) => {
-                tracing::warn!(%error, job_id = %entry.job_id, "a result is made again");
-                let dropped = |total: u64| Output { total_bytes: total, ..Output::default() };
-                let some = |total: u64| Some(total).filter(|t| *t > 0).map(dropped);
-                let result = JobResult {
-                    stdout: some(entry.stdout_bytes),
-                    stderr: some(entry.stderr_bytes),
-                    ..summary(entry, outcome)
-                };
-                serde_json::to_vec(&result).map_err(io::Error::other)
+                if entry.dropped.is_none() {
+                    tracing::warn!(%error, job_id = %entry.job_id, "a result is made again");
+                }
+                without_output(entry, outcome)
             }
         }
     }
 
-    /// Forgets a result that the hub has.
+    /// Forgets a result that the hub has. A job is delivered once all of its output is there, too.
     pub(super) async fn delivered(&self, mut entry: Entry) -> Result<(), StoreError> {
-        entry.delivered = true;
+        (entry.delivered, entry.reported) = (entry.parts.is_empty(), !entry.parts.is_empty());
         entry.envelope = None;
+        let follows = entry.reported;
         if let Some(body) = entry.result.take() {
             // After a crash the same bytes are sent again, which the hub knows then.
             self.deps.journal.note(entry).await?;
             self.fewer_pending(body.len() as u64);
-            return Ok(());
+        } else {
+            let path = self.result_file(&entry);
+            self.deps.journal.update(entry).await?;
+            // Not synced: a result file that comes back after a crash is removed at the start.
+            self.remove_result(path).await;
         }
-        let path = self.result_file(&entry);
-        self.deps.journal.update(entry).await?;
+        if follows {
+            self.follow_up.notify_one();
+        }
+        Ok(())
+    }
+
+    /// The stored result without its output.
+    async fn lighter(&self, entry: &Entry, outcome: Outcome, why: Dropped) -> io::Result<Vec<u8>> {
+        let body = self.result_body(entry, outcome).await?;
+        let mut result: JobResult = json::from_slice(&body).map_err(io::Error::other)?;
+        for output in [&mut result.stdout, &mut result.stderr].into_iter().flatten() {
+            let (total_bytes, sha256) = (output.total_bytes, output.sha256);
+            let dropped = Some(why.name().to_owned());
+            *output = Output { total_bytes, sha256, dropped, ..Output::default() };
+        }
+        serde_json::to_vec(&result).map_err(io::Error::other)
+    }
+
+    /// Removes the file of a result, if there is one.
+    async fn remove_result(&self, path: PathBuf) {
         let remove = move || {
             let bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
             std::fs::remove_file(&path).map(|()| bytes)
         };
-        // Not synced: a result file that comes back after a crash is removed at the start.
         if let Ok(Ok(bytes)) = tokio::task::spawn_blocking(remove).await {
             self.fewer_pending(bytes);
         }
-        Ok(())
+    }
+
+    /// Gives up what was kept of a job's output for the hub, and leaves a mark of it in the journal,
+    /// the audit log and the metrics; the end of the job itself stays.
+    pub(super) async fn drop_output(
+        &self,
+        mut entry: Entry,
+        why: Dropped,
+    ) -> Result<(), StoreError> {
+        let follows = entry.bytes_to_follow();
+        self.fewer_pending(follows);
+        entry.parts.clear();
+        entry.dropped = Some(why.name().to_owned());
+        let mut record = Record::of(Event::OutputDropped)
+            .detail("reason", why.name())
+            .detail("stdout_bytes", entry.stdout_bytes)
+            .detail("stderr_bytes", entry.stderr_bytes);
+        record.job_id = Some(entry.job_id.to_string());
+        self.log(record).await;
+        self.deps.metrics.output_dropped.with_label_values(&[why.name()]).inc();
+        tracing::warn!(job_id = %entry.job_id, reason = why.name(), "output kept for the hub is dropped");
+        match (entry.state, why) {
+            // The hub still waits for the end, and learns with it that there is no more.
+            (State::Finished(outcome), Dropped::Full | Dropped::Old | Dropped::Lost)
+                if !entry.reported =>
+            {
+                let lighter = self.lighter(&entry, outcome, why).await;
+                let body = lighter.map_err(|error| StoreError(error.to_string()))?;
+                let _before = self.disclose(&mut entry);
+                entry.result_sha256 = Some(Hash::of(&body));
+                let path = self.result_file(&entry);
+                if self.enclose(&mut entry, body).is_err() {
+                    // Nearly impossible: it is made again from the journal when it is due.
+                    tracing::warn!(job_id = %entry.job_id, "a result is too long for the journal");
+                }
+                self.deps.journal.update(entry).await?;
+                self.remove_result(path).await;
+                Ok(())
+            }
+            _ => self.delivered(entry).await,
+        }
     }
 
     pub(super) fn fewer_pending(&self, bytes: u64) {
@@ -119,6 +185,7 @@ impl Core {
     pub(super) async fn mend(&self) -> Result<(), StoreError> {
         let mut kept = Vec::new();
         for mut entry in self.deps.journal.undelivered()? {
+            self.pending_bytes.fetch_add(entry.bytes_to_follow(), Ordering::Relaxed);
             if entry.result.is_some() && self.result_file(&entry).exists() {
                 // It was on its way to the file, and its line comes before that.
                 entry.result = None;
@@ -146,6 +213,18 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// A result that says that there was output, and why it is not there.
+fn without_output(entry: &Entry, outcome: Outcome) -> io::Result<Vec<u8>> {
+    let dropped = entry.dropped.clone().or_else(|| Some(Dropped::Lost.name().to_owned()));
+    let output = |total_bytes: u64| {
+        let output = Output { total_bytes, dropped: dropped.clone(), ..Output::default() };
+        (total_bytes > 0).then_some(output)
+    };
+    let (stdout, stderr) = (output(entry.stdout_bytes), output(entry.stderr_bytes));
+    let result = JobResult { stdout, stderr, ..summary(entry, outcome) };
+    serde_json::to_vec(&result).map_err(io::Error::other)
 }
 
 /// The jobs whose end the log tells, from `since` on. Blocks.

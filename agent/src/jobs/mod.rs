@@ -6,6 +6,7 @@ mod cache;
 mod cancels;
 mod core;
 mod download;
+mod follow;
 mod intake;
 mod keep;
 mod permit;
@@ -15,6 +16,7 @@ mod report;
 mod results;
 mod retry;
 mod runner;
+mod stream;
 mod upload;
 mod users;
 mod work;
@@ -43,9 +45,6 @@ use crate::{
     shim,
     store::StoreError,
 };
-
-/// The most that one read of an output returns.
-const MAX_READ_BYTES: usize = 256 * 1024;
 
 /// What others may ask of the jobs. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -95,6 +94,7 @@ impl Jobs {
             window: results::Window::default(),
             reports: sender,
             pending_bytes: AtomicU64::new(0),
+            follow_up: Notify::new(),
             poke: Notify::new(),
             caught_up: tokio::sync::Mutex::default(),
         });
@@ -154,16 +154,7 @@ impl Jobs {
         offset: u64,
         max: usize,
     ) -> Result<Part, StoreError> {
-        let entry = self.core.deps.journal.get(id)?;
-        let ended = entry.filter(|e| e.state.is_terminal());
-        let total = ended.map(|e| match stream {
-            Stream::Stdout => e.stdout_bytes,
-            Stream::Stderr => e.stderr_bytes,
-        });
-        let (dir, max) = (self.core.job_dir(id), max.min(MAX_READ_BYTES));
-        let read = move || shim::read(&dir, stream, offset, max, total);
-        let part = tokio::task::spawn_blocking(read).await;
-        part.map_err(|e| StoreError(e.to_string()))?.map_err(|e| StoreError(e.to_string()))
+        self.core.read_output(id, stream, offset, max).await
     }
 
     /// Cancelled at the end of a job that runs; `None` for one that does not.
@@ -206,6 +197,7 @@ impl Work {
             intake::run(Arc::clone(&core), shutdown.clone()),
             runner::run(Arc::clone(&core), shutdown.clone()),
             results::run(Arc::clone(&core), shutdown.clone()),
+            follow::run(Arc::clone(&core), shutdown.clone()),
             cache::run(Arc::clone(&core), shutdown.clone()),
             report::run(core, reports, shutdown),
         );

@@ -231,6 +231,8 @@ async fn adopt(
     entry.stdout_bytes = result.stdout.as_ref().map_or(0, |out| out.total_bytes);
     entry.stderr_bytes = result.stderr.as_ref().map_or(0, |out| out.total_bytes);
     entry.result_sha256 = Some(jtnt_proto::bytes::Hash::of(body));
+    let outputs = [&result.stdout, &result.stderr].into_iter().flatten();
+    entry.parts = outputs.flat_map(|output| output.parts.clone()).collect();
     // Perhaps a second line about the same end; one too many is better than none.
     core.log(executed(&entry, result.outcome).detail("recovered", true)).await;
     core.deps.journal.update(entry).await
@@ -250,7 +252,7 @@ fn tidy(core: &Core) -> Result<(), StoreError> {
             _ => None,
         };
         match entry {
-            Some(entry) if entry.delivered => {
+            Some(entry) if entry.delivered || entry.reported => {
                 fs::remove_file(file.path()).map_err(unreadable)?;
             }
             Some(_) => bytes += file.metadata().map_or(0, |meta| meta.len()),

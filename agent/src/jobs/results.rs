@@ -4,14 +4,14 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use jtnt_proto::{
     audit::{Caller, Event, Status},
-    bytes::{Base64, Hash},
+    bytes::Hash,
     hub::{JobResult, JobStatusState, Outcome},
 };
 use tokio::sync::Notify;
@@ -27,7 +27,7 @@ use crate::{
     audit::Record,
     domain::{
         ids::JobId,
-        job::{Entry, State},
+        job::{Dropped, Entry, State},
     },
     hub::{HubClient, HubError},
     store::StoreError,
@@ -45,6 +45,8 @@ pub(super) const MAX_RESULT_BYTES: u64 = 1 << 20;
 pub(super) struct Window {
     inner: Mutex<Ids>,
     added: Notify,
+    /// What waited has gone.
+    emptied: Notify,
 }
 
 #[derive(Debug)]
@@ -84,6 +86,25 @@ impl Window {
 
     fn done(&self, id: &JobId) {
         self.lock().under_way.remove(id);
+        self.emptied.notify_waiters();
+    }
+
+    /// Waits until no end of a job waits for the hub.
+    pub(super) async fn idle(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            tokio::pin!(emptied);
+            emptied.as_mut().enable();
+            if self.is_idle() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let ids = self.lock();
+        ids.waiting.is_empty() && ids.under_way.is_empty() && !ids.more
     }
 
     fn again(&self, id: JobId) {
@@ -100,12 +121,14 @@ impl Window {
     fn fill(&self, undelivered: Vec<Entry>) {
         let mut ids = self.lock();
         let (under_way, mut new) = (&ids.under_way, VecDeque::new());
-        let mut rest =
-            undelivered.into_iter().map(|e| e.job_id).filter(|id| !under_way.contains(id));
+        let waits = |e: &Entry| !e.reported && !under_way.contains(&e.job_id);
+        let mut rest = undelivered.into_iter().filter(waits).map(|e| e.job_id);
         new.extend(rest.by_ref().take(WINDOW));
         let more = rest.next().is_some();
         drop(rest);
         (ids.waiting, ids.more) = (new, more);
+        drop(ids);
+        self.emptied.notify_waiters();
     }
 
     fn lock(&self) -> MutexGuard<'_, Ids> {
@@ -131,6 +154,9 @@ impl Core {
         entry.signal = ended.signal;
         entry.reason = ended.reason.map(str::to_owned);
         entry.message = ended.message.map(bounded);
+        let outputs = [&ended.stdout, &ended.stderr].into_iter().flatten();
+        entry.parts = outputs.flat_map(|output| output.parts.clone()).collect();
+        self.pending_bytes.fetch_add(entry.bytes_to_follow(), Ordering::Relaxed);
         let artifact = ended.artifact;
         let result = JobResult {
             stdout: ended.stdout,
@@ -264,14 +290,6 @@ const fn status_name(outcome: Outcome) -> &'static str {
     }
 }
 
-/// The same result with its output left out, for when space runs short.
-pub(super) fn without_output(mut result: JobResult) -> JobResult {
-    for output in [&mut result.stdout, &mut result.stderr].into_iter().flatten() {
-        (output.head, output.tail) = (Base64::default(), None);
-    }
-    result
-}
-
 /// Sends what the hub does not have, until the agent stops.
 pub(super) async fn run(core: Arc<Core>, shutdown: CancellationToken) {
     if let Err(error) = core.mend().await {
@@ -370,7 +388,7 @@ enum Undelivered {
 
 async fn deliver(core: &Core, hub: &HubClient, id: &JobId) -> Result<(), Undelivered> {
     let entry = core.deps.journal.get(id)?;
-    let Some(entry) = entry.filter(|e| !e.delivered) else { return Ok(()) };
+    let Some(entry) = entry.filter(|e| !e.delivered && !e.reported) else { return Ok(()) };
     let sent = match entry.state {
         State::Finished(outcome) => {
             let body = core.result_body(&entry, outcome).await?;
@@ -387,6 +405,9 @@ async fn deliver(core: &Core, hub: &HubClient, id: &JobId) -> Result<(), Undeliv
         Err(error) if is_final(&error) => {
             // The audit log keeps what happened; the hub does not want to know.
             tracing::error!(%error, job_id = %id, "the hub refuses a job's end for good");
+            if !entry.parts.is_empty() {
+                return Ok(core.drop_output(entry, Dropped::Refused).await?);
+            }
         }
         Err(error) => {
             core.set_aside(entry).await?;

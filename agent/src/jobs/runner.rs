@@ -20,7 +20,7 @@ use super::{
     download, permit,
     permit::Permit,
     refuse::Refusal,
-    upload,
+    stream, upload,
     users::{self, Identity},
     work::{self, Ready},
 };
@@ -161,6 +161,9 @@ pub(super) fn resume(core: &Arc<Core>, entry: Entry, shim: Shim) {
     let unlimited = Limits { timeout_seconds, ..Limits::default() };
     let identity = users::of_running(&user, &core.pool);
     let context = Context::of((core, &entry, live), identity, unlimited);
+    if verified(core, &entry).is_ok_and(|(_, job)| job.get().stream_output) {
+        stream::begin(&context, id.clone(), entry.attempt, None);
+    }
     spawn(core, id, async move {
         match work::supervise(&context, &mut entry, shim).await {
             Some(ended) => finish(&context, entry, ended).await,
@@ -246,6 +249,9 @@ async fn attempt(core: Arc<Core>, grant: Grant) -> Result<(), StoreError> {
     }
     // Never the command: arguments may hold secrets, and the log has other readers than the audit.
     tracing::info!(job_id = %entry.job_id, "type" = entry.kind, rule = entry.rule, "job started");
+    if job.get().stream_output && matches!(ready, Ready::Program(_)) {
+        stream::begin(&context, entry.job_id.clone(), entry.attempt, Some(0));
+    }
     perform(&context, entry, work, ready).await
 }
 

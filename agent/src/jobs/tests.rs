@@ -512,6 +512,31 @@ async fn space_costs_output_and_never_the_end_of_a_job() {
 }
 
 #[tokio::test]
+async fn what_follows_results_goes_before_what_stands_in_them() {
+    let desk = Desk::with_cache(&rules(), 500_000);
+    let (small, _) = desk.run("small", &exec("/usr/bin/echo", &["bulky"])).await;
+    let mut job = exec("/usr/bin/head", &["-c", "900000", "/dev/zero"]);
+    job["limits"] = json!({"output_bytes": 1_000_000});
+    let (large, result) = desk.run("large", &job).await;
+    assert_eq!(result.stdout.unwrap().parts.len(), 1);
+    assert_eq!(large.bytes_to_follow(), 900_000);
+    assert!(desk.jobs.cache_status().await.unwrap().pending_bytes > 900_000);
+    desk.core.upkeep().await.unwrap();
+    let left = desk.entry("large");
+    assert_eq!((left.dropped.as_deref(), left.parts.len()), (Some("SPOOL_FULL"), 0));
+    let stdout = desk.result(&large).stdout.unwrap();
+    assert_eq!((stdout.total_bytes, stdout.dropped.as_deref()), (900_000, Some("SPOOL_FULL")));
+    assert!(stdout.sha256.is_some());
+    assert_eq!(desk.entry("small").dropped, None);
+    assert_eq!(desk.result(&small).stdout.unwrap().dropped, None);
+    assert!(desk.jobs.cache_status().await.unwrap().pending_bytes < 4096);
+    let events = events(&desk, "large");
+    assert_eq!(events.iter().filter(|event| *event == "output_dropped").count(), 1, "{events:?}");
+    let dropped = &desk.core.deps.metrics.output_dropped;
+    assert_eq!(dropped.with_label_values(&["SPOOL_FULL"]).get(), 1);
+}
+
+#[tokio::test]
 async fn no_job_starts_without_a_line_in_the_log() {
     let desk = Desk::with(&rules());
     let mut job = exec("/usr/bin/echo", &["unseen"]);

@@ -157,7 +157,8 @@ impl Hashing {
     }
 }
 
-enum Stopped {
+#[derive(Debug)]
+pub(super) enum Stopped {
     /// The hub stands at another place than this side thought: worth asking again.
     Elsewhere,
     Hub(HubError),
@@ -170,7 +171,8 @@ impl From<HubError> for Stopped {
     }
 }
 
-async fn append(
+/// Sends what the hub does not have of `size` bytes.
+pub(super) async fn append(
     hub: &HubClient,
     id: &JobId,
     name: &str,
@@ -199,7 +201,7 @@ fn changed(path: &str) -> Ended {
     Ended::failed("FILE_CHANGED", format!("{path} changed while it was read; try again"))
 }
 
-fn hash_of(file: &File, size: u64, stop: &AtomicBool) -> io::Result<Hash> {
+pub(super) fn hash_of(file: &File, size: u64, stop: &AtomicBool) -> io::Result<Hash> {
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut at = 0;

@@ -24,6 +24,8 @@ pub(super) struct Capture {
 pub(super) struct Seen {
     /// All bytes.
     pub(super) total: u64,
+    /// Those that went to the head.
+    pub(super) head: u64,
     /// Their hash.
     pub(super) sha256: Hash,
     /// The last bytes of those beyond the head.
@@ -59,7 +61,8 @@ impl Capture {
     /// What was seen in all.
     pub(super) fn end(self) -> Seen {
         let sha256 = Hash(self.hash.finalize().into());
-        Seen { total: self.total, sha256, tail: self.tail.into() }
+        let head = self.total.min(self.head_cap);
+        Seen { total: self.total, head, sha256, tail: self.tail.into() }
     }
 }
 
@@ -87,7 +90,7 @@ mod tests {
             let seen = capture.end();
             prop_assert_eq!(&head[..], &whole[..head_cap.min(whole.len())]);
             prop_assert_eq!(&seen.tail[..], &beyond[beyond.len().saturating_sub(tail_cap)..]);
-            prop_assert_eq!(seen.total, whole.len() as u64);
+            prop_assert_eq!((seen.total, seen.head), (whole.len() as u64, head.len() as u64));
             prop_assert_eq!(seen.sha256, Hash::of(&whole));
         }
     }

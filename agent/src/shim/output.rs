@@ -10,7 +10,7 @@ use std::{
 
 use jtnt_proto::{
     bytes::Base64,
-    hub::{MAX_INLINE_OUTPUT_BYTES, Output},
+    hub::{MAX_INLINE_OUTPUT_BYTES, Output, OutputPart},
 };
 
 use super::{
@@ -83,12 +83,17 @@ impl Sink {
 
     /// Ends the stream: stores the tail and returns what all of it was; nothing of a stream nobody
     /// wrote to.
-    pub(super) fn finish(self) -> Option<Kept> {
-        let Seen { total, sha256, tail } = self.capture.end();
+    pub(super) fn finish(mut self) -> Option<Kept> {
+        let Seen { total, head, sha256, tail } = self.capture.end();
         if total == 0 {
             return None;
         }
-        if !tail.is_empty() && !self.broken {
+        if self.broken || tail.is_empty() {
+            // There is no more, or no room for it.
+        } else if head + tail.len() as u64 == total {
+            // Nothing was cut, so it is one file. How much of it is there is told by its length.
+            let _full_disk = append(&mut self.file, &self.dir, self.stream, &tail);
+        } else {
             let path = self.dir.join(self.stream.tail_file());
             let stored =
                 durable::create(&path, durable::PRIVATE).and_then(|mut file| file.write_all(&tail));
@@ -124,7 +129,7 @@ pub fn output(dir: &Path, stream: Stream, kept: Kept) -> Output {
     if whole && kept.total <= MAX_INLINE_OUTPUT_BYTES as u64 {
         let mut all = read_at(head.as_ref(), 0, MAX_INLINE_OUTPUT_BYTES);
         all.extend(read_at(tail.as_ref(), 0, MAX_INLINE_OUTPUT_BYTES));
-        return Output { head: Base64(all), tail: None, total_bytes, sha256 };
+        return Output { head: Base64(all), total_bytes, sha256, ..Output::default() };
     }
     let mut end = end_of(tail.as_ref(), last, INLINE_TAIL_BYTES);
     if whole {
@@ -136,7 +141,16 @@ pub fn output(dir: &Path, stream: Stream, kept: Kept) -> Output {
     let before_tail = kept.total.saturating_sub(end.len() as u64);
     let most = INLINE_HEAD_BYTES.min(usize::try_from(before_tail).unwrap_or(usize::MAX));
     let head = Base64(read_at(head.as_ref(), 0, most));
-    Output { head, tail: Some(Base64(end)).filter(|t| !t.0.is_empty()), total_bytes, sha256 }
+    let tail = Some(Base64(end)).filter(|t| !t.0.is_empty());
+    let part = |name: &str, offset, size| OutputPart { name: name.to_owned(), offset, size };
+    let kept = [
+        part(stream.head_file(), 0, first),
+        part(stream.tail_file(), kept.total.saturating_sub(last), last),
+    ];
+    // Where the result has all that is kept, nothing follows it.
+    let more = first + last > (head.0.len() + tail.as_ref().map_or(0, |t| t.0.len())) as u64;
+    let parts = kept.into_iter().filter(|part| more && part.size > 0).collect();
+    Output { head, tail, total_bytes, sha256, parts, dropped: None }
 }
 
 /// At most `most` bytes from the end of a file of this length.
@@ -224,6 +238,7 @@ mod tests {
         let output = sink_of(dir.path(), 8, &[b"0123456789", b"abcdef"]).unwrap();
         assert_eq!((output.total_bytes, &output.head.0[..]), (16, &b"012345"[..]));
         assert_eq!(output.tail.unwrap().0, b"ef");
+        assert_eq!(output.parts, [], "the result has all of it");
         let part = |offset| read(&dir.path().join("job"), Stream::Stdout, offset, 99, Some(16));
         assert_eq!(part(2).unwrap(), Part { offset: 2, data: b"2345".into() });
         assert_eq!(part(6).unwrap(), Part { offset: 14, data: b"ef".into() });
@@ -238,6 +253,30 @@ mod tests {
         let output = sink_of(dir.path(), 1 << 20, &[&all]).unwrap();
         assert_eq!(output.head.0, all[..INLINE_HEAD_BYTES]);
         assert_eq!(output.tail.unwrap().0, all[all.len() - INLINE_TAIL_BYTES..]);
+        let (name, size) = ("stdout".to_owned(), all.len() as u64);
+        assert_eq!(output.parts, [OutputPart { name, offset: 0, size }]);
+    }
+
+    #[test]
+    fn what_a_result_has_no_room_for_follows_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = 4 * MAX_INLINE_OUTPUT_BYTES as u64;
+        let all = vec![7; 5 * MAX_INLINE_OUTPUT_BYTES];
+        let output = sink_of(dir.path(), limit, &[&all]).unwrap();
+        let tail = MAX_INLINE_OUTPUT_BYTES as u64;
+        let parts = [("stdout", 0, limit - tail), ("stdout.tail", all.len() as u64 - tail, tail)];
+        let parts =
+            parts.map(|(name, offset, size)| OutputPart { name: name.to_owned(), offset, size });
+        assert_eq!(output.parts, parts);
+    }
+
+    #[test]
+    fn what_is_kept_whole_is_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = sink_of(dir.path(), 8, &[b"01234", b"567"]).unwrap();
+        assert_eq!((&output.head.0[..], output.tail), (&b"01234567"[..], None));
+        assert_eq!(std::fs::read(dir.path().join("job/stdout")).unwrap(), b"01234567");
+        assert!(!dir.path().join("job/stdout.tail").exists());
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub(super) fn entry(n: u8, state: State) -> Entry {
         stderr_bytes: 0,
         result: None,
         result_sha256: None,
+        reported: false,
+        parts: Vec::new(),
+        dropped: None,
         delivered: false,
     }
 }

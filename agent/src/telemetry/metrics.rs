@@ -45,6 +45,8 @@ pub struct Metrics {
     pub cert_rotation: IntCounterVec,
     /// `{reason}`: a job refused before policy was asked.
     pub jobs_rejected: IntCounterVec,
+    /// `{reason}`: output kept for the hub that went.
+    pub output_dropped: IntCounterVec,
     /// `{version}`: 1.
     pub up: GaugeVec,
     /// Unix seconds.
@@ -141,6 +143,13 @@ impl Metrics {
                 "Jobs refused before they were queued.",
                 "reason",
                 &crate::domain::job::Reject::ALL.map(crate::domain::job::Reject::name),
+            )?,
+            output_dropped: counter(
+                &r,
+                "output_dropped_total",
+                "Jobs whose output was kept for the hub and went before it arrived.",
+                "reason",
+                &crate::domain::job::Dropped::ALL.map(crate::domain::job::Dropped::name),
             )?,
             up: gauge_vec(&r, "up", "1 while the agent runs.", "version", &[version])?,
             heartbeat_last_success: gauge(

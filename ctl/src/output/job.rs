@@ -1,7 +1,7 @@
 //! Jobs.
 
 use jiff::Timestamp;
-use jtnt_proto::{admin::v1 as pb, bytes::to_base64, hub::MAX_INLINE_OUTPUT_BYTES};
+use jtnt_proto::{admin::v1 as pb, bytes::to_base64};
 use serde::Serialize;
 
 use super::{
@@ -54,6 +54,10 @@ pub(crate) struct Job<'a> {
     stdout_kept_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stderr_kept_bytes: Option<u64>,
+    /// What follows the result.
+    output_pending_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_dropped: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<Timestamp>,
 }
@@ -136,6 +140,8 @@ impl<'a> From<&'a pb::Job> for Job<'a> {
             stderr_bytes: j.stderr_bytes,
             stdout_kept_bytes: j.stdout_kept_bytes,
             stderr_kept_bytes: j.stderr_kept_bytes,
+            output_pending_bytes: j.output_pending_bytes,
+            output_dropped: text(&j.output_dropped),
             expires_at: time(j.expires_at.as_ref()),
         }
     }
@@ -241,14 +247,16 @@ pub(crate) fn show(job: &pb::Job, now: Timestamp, color: bool) -> String {
     let out = output(job.state(), view.stdout_bytes, view.stdout_kept_bytes);
     let err = output(job.state(), view.stderr_bytes, view.stderr_kept_bytes);
     table.pair("Output", format!("{out} stdout, {err} stderr"));
-    // Only where it is cut: most output is not, and its reader need not think of it.
-    if view.stdout_bytes.max(view.stderr_bytes) > MAX_INLINE_OUTPUT_BYTES as u64 {
-        let most = human::bytes(MAX_INLINE_OUTPUT_BYTES as u64);
-        let text =
-            format!("cut at the hub, which gets at most {most} of a stream: its beginning and end");
+    if let Some(why) = view.output_dropped {
+        let text = format!("of it the hub gets no more than its size ({why})");
         table.pair("", toned(text, Tone::Warn));
     }
-    table.pair("Hub has it", if view.delivered { "yes" } else { "no" });
+    let has = match view.output_pending_bytes {
+        _ if view.delivered => "yes".to_owned(),
+        0 => "no".to_owned(),
+        n => format!("not yet; {} of output go after the result", human::bytes(n)),
+    };
+    table.pair("Hub has it", has);
     table.render(color)
 }
 
@@ -284,12 +292,13 @@ mod tests {
 
     #[test]
     fn output_that_the_hub_has_not_whole_is_marked() {
-        let job = |stdout_bytes| pb::Job { stdout_bytes, ..pb::Job::default() };
-        let shown = |bytes| show(&job(bytes), Timestamp::UNIX_EPOCH, false);
-        assert!(
-            shown(300_000).contains("cut at the hub, which gets at most 256.0 KiB of a stream")
-        );
-        assert!(!shown(262_144).contains("cut"));
+        let job = pb::Job { output_pending_bytes: 300_000, ..pb::Job::default() };
+        let shown = show(&job, Timestamp::UNIX_EPOCH, false);
+        assert!(shown.contains("not yet; 293.0 KiB of output go after the result"), "{shown}");
+        let output_dropped = "SPOOL_FULL".to_owned();
+        let job = pb::Job { delivered: true, output_dropped, ..pb::Job::default() };
+        let shown = show(&job, Timestamp::UNIX_EPOCH, false);
+        assert!(shown.contains("no more than its size (SPOOL_FULL)"), "{shown}");
     }
 
     #[test]

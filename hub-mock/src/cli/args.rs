@@ -105,10 +105,12 @@ pub(super) struct JobOptions {
     /// The same, in a file of the job's own that JTNT_SECRET_NAME_FILE names
     #[arg(long = "secret-file", value_name = "NAME=FILE", value_parser = pair)]
     pub(super) secret_files: Vec<(String, String)>,
-    /// Wait for the end and print the output, of which the hub gets at most 256 KiB of each stream;
-    /// exit 0 only when it succeeded
+    /// Wait for the end and print the output; exit 0 only when it succeeded
     #[arg(long)]
     pub(super) wait: bool,
+    /// Print the output as it comes, and then as --wait
+    #[arg(long, conflicts_with = "wait")]
+    pub(super) stream: bool,
 }
 
 #[derive(Debug, Subcommand)]

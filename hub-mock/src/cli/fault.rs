@@ -69,6 +69,7 @@ async fn expired(desk: &Desk<'_>, wish: &SetFault) -> Result<Option<Envelope>, H
         | Route::Heartbeat
         | Route::Status
         | Route::Result
+        | Route::Output
         | Route::Renew
         | Route::Artifact
         | Route::Any => Ok(None),

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use jtnt_proto::{
     bytes::Hash,
+    hub::OutputStream,
     job::{Artifact, Download, Exec, Job, Script, SealedSecret, SecretDelivery, Upload, Work},
 };
 use sha2::{Digest as _, Sha256};
@@ -25,6 +26,7 @@ use super::{
     Desk, Verdict,
     args::{JobCommand, JobOptions},
     output::table,
+    watch,
 };
 use crate::{
     control::{CurrentPolicy, Enqueue},
@@ -66,7 +68,10 @@ pub(super) async fn run(desk: &Desk<'_>, command: JobCommand) -> Result<Verdict,
             let work = Work::Upload(Upload { path, name, run_as });
             submit(desk, options, work, save).await
         }
-        JobCommand::Show { id } => show(desk, &get(desk, &id, 0).await?),
+        JobCommand::Show { id } => {
+            let job = get(desk, &id, 0).await?;
+            show(desk, &watch::with_parts(desk, job).await?)
+        }
         JobCommand::List { agent } => list(desk, agent).await,
         JobCommand::Cancel { id, reason } => cancel(desk, &id, reason).await,
     }
@@ -100,19 +105,24 @@ async fn submit(
     let operator = desk.operator()?;
     let mut job = operator.job(&agent_id, work)?;
     job.limits.timeout_seconds = options.timeout;
+    job.stream_output = options.stream && matches!(job.work, Work::Exec(_) | Work::Script(_));
     // Whoever publishes a policy and then signs a job means the job to meet that policy.
     let current: CurrentPolicy = desk.client.get("/control/v1/policy").await?;
     job.min_policy_version = current.version;
     job.secrets = secrets(desk, &job, &options).await?;
     let wish = Enqueue { agent_id, envelope: operator.sign_job(&job) };
     let taken: JobView = desk.client.post("/control/v1/jobs", &wish).await?;
-    if !options.wait {
+    if !options.wait && !options.stream {
         return desk.output.show(&taken.summary(), || format!("{}\n", taken.job_id));
     }
     let mut seen = taken;
-    while !seen.ended {
-        seen = get(desk, &seen.job_id, 30).await?;
+    if job.stream_output {
+        let printed = watch::follow(desk, &seen.job_id).await?;
+        seen = until_end(desk, seen).await?;
+        return streamed(desk, &seen, &printed);
     }
+    seen = until_end(desk, seen).await?;
+    seen = watch::whole(desk, seen).await?;
     if let (Some(save), "ok") = (save, seen.state.as_str()) {
         let artifact = seen.artifacts.get(UPLOAD_NAME).ok_or_else(|| {
             HubError::refused("NO_ARTIFACT", "the job succeeded, but nothing was uploaded")
@@ -120,6 +130,13 @@ async fn submit(
         fetch_file(desk, artifact, &save).await?;
     }
     outcome(desk, &seen)
+}
+
+async fn until_end(desk: &Desk<'_>, mut job: JobView) -> Result<JobView, HubError> {
+    while !job.ended {
+        job = get(desk, &job.job_id, 30).await?;
+    }
+    Ok(job)
 }
 
 /// Reads and seals what the job shall know.
@@ -174,6 +191,37 @@ fn outcome(desk: &Desk<'_>, job: &JobView) -> Result<Verdict, HubError> {
         }
     }
     Ok(if summary.state == "ok" { Verdict::Yes } else { Verdict::No })
+}
+
+/// The end of a job whose output was printed already.
+fn streamed(
+    desk: &Desk<'_>,
+    job: &JobView,
+    printed: &BTreeMap<OutputStream, u64>,
+) -> Result<Verdict, HubError> {
+    let summary = job.summary();
+    if desk.output.is_json() {
+        desk.output.json(&summary)?;
+    }
+    let result = job.result.as_ref();
+    let streams = [
+        (OutputStream::Stdout, "stdout", result.and_then(|r| r.stdout.as_ref())),
+        (OutputStream::Stderr, "stderr", result.and_then(|r| r.stderr.as_ref())),
+    ];
+    for (stream, name, output) in streams {
+        let printed = printed.get(&stream).copied().unwrap_or(0);
+        let missing = output.map_or(0, |o| o.total_bytes).saturating_sub(printed);
+        if missing > 0 {
+            desk.output.note(&format!("{name}: {missing} bytes of it did not come"));
+        }
+    }
+    if summary.state == "ok" {
+        return Ok(Verdict::Yes);
+    }
+    if !desk.output.is_json() {
+        desk.output.fault(&ending(job));
+    }
+    Ok(Verdict::No)
 }
 
 /// How a job that is not ok ended, in one line.

@@ -10,6 +10,7 @@ mod policy;
 mod root;
 mod serve;
 mod show;
+mod watch;
 
 use std::{io, process::ExitCode};
 

@@ -2,10 +2,12 @@
 //! in what others said are made visible, so that no output can steer a terminal.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     io::{self, Write as _},
 };
 
+use jtnt_proto::hub::{OutputChunk, OutputStream};
 use serde::Serialize;
 
 use super::{Verdict, args::Format};
@@ -61,6 +63,50 @@ impl Output {
     /// Why the command failed.
     pub(super) fn fault(&self, why: &str) {
         self.note(&format!("jtnt-hub-mock: {why}"));
+    }
+}
+
+/// Output of a job as it comes, in pieces that need not end where a character ends.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    rest: BTreeMap<OutputStream, Vec<u8>>,
+}
+
+impl Live {
+    pub(super) fn show(&mut self, output: &Output, piece: OutputChunk) -> Result<(), HubError> {
+        if output.is_json() {
+            return output.json(&piece);
+        }
+        let mut bytes = self.rest.remove(&piece.stream).unwrap_or_default();
+        bytes.extend(piece.data.0);
+        // The beginning of a character waits for its end.
+        let cut = bytes.utf8_chunks().last().map_or(0, |last| last.invalid().len());
+        let half = (1..4).contains(&cut)
+            && std::str::from_utf8(&bytes).is_err_and(|e| e.error_len().is_none());
+        let keep = if half { cut } else { 0 };
+        let rest = bytes.split_off(bytes.len() - keep);
+        self.rest.insert(piece.stream, rest);
+        write(piece.stream, &bytes)
+    }
+
+    /// What waited for its end in vain.
+    pub(super) fn end(self, output: &Output) -> Result<(), HubError> {
+        if output.is_json() {
+            return Ok(());
+        }
+        self.rest.into_iter().try_for_each(|(stream, bytes)| write(stream, &bytes))
+    }
+}
+
+fn write(stream: OutputStream, bytes: &[u8]) -> Result<(), HubError> {
+    let text = String::from_utf8_lossy(bytes);
+    match stream {
+        OutputStream::Stdout => print(&text),
+        OutputStream::Stderr => {
+            // Where stderr is gone there is nobody left to tell.
+            let _told = io::stderr().write_all(printable(&text).as_bytes());
+            Ok(())
+        }
     }
 }
 

@@ -11,9 +11,9 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
-use jtnt_proto::{bytes::Hash, envelope::Envelope, job::Artifact};
+use jtnt_proto::{bytes::Hash, envelope::Envelope, hub::OutputChunk, job::Artifact};
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     clock,
@@ -22,7 +22,7 @@ use crate::{
     handle,
     hub::{Shared, unknown_job},
     record::{Filter, Recorded},
-    routes::{artifacts, caller::read, problem::Refusal},
+    routes::{artifacts, caller::read, problem::Refusal, streams},
     state::{Event, OldCertificates, Standing, State as HubState},
     view::{AgentView, JobView},
 };
@@ -133,24 +133,83 @@ pub(super) async fn enqueue(
 pub(super) struct Patience {
     #[serde(default)]
     wait: u64,
+    /// Names of artifacts that are waited for, too.
+    #[serde(default)]
+    artifacts: String,
 }
 
 pub(super) async fn job(
     State(core): State<Shared>,
     Path(id): Path<String>,
-    Query(Patience { wait }): Query<Patience>,
+    Query(Patience { wait, artifacts }): Query<Patience>,
 ) -> Result<Json<JobView>, Refusal> {
     let now = core.job(&id).ok_or_else(|| unknown_job(&id))?;
-    if now.ended || wait == 0 {
+    if wait == 0 {
         return Ok(Json(now));
     }
-    let ended = |state: &HubState| state.jobs.get(&id).filter(|j| j.has_ended()).map(JobView::of);
+    let there = |job: &&crate::state::Job| {
+        let mut names = artifacts.split(',').filter(|name| !name.is_empty());
+        job.has_ended() && names.all(|name| job.artifacts.contains_key(name))
+    };
+    let ended = |state: &HubState| state.jobs.get(&id).filter(there).map(JobView::of);
     let patience = Duration::from_secs(wait.min(MAX_WAIT_SECONDS));
     let end = tokio::select! {
         end = timeout(patience, core.await_state(ended)) => end.ok(),
         () = core.stop.cancelled() => None,
     };
     Ok(Json(end.or_else(|| core.job(&id)).unwrap_or(now)))
+}
+
+/// Live output from some piece on.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Pieces {
+    /// In the order in which they came.
+    pub(crate) pieces: Vec<OutputChunk>,
+    /// To ask with the next time.
+    pub(crate) next: usize,
+    /// Once the job has ended: how many bytes it wrote.
+    pub(crate) total: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct From {
+    #[serde(default)]
+    from: usize,
+    #[serde(default)]
+    wait: u64,
+    /// That the job has ended is no news.
+    #[serde(default)]
+    ended: bool,
+}
+
+pub(super) async fn output(
+    State(core): State<Shared>,
+    Path(id): Path<String>,
+    Query(From { from, wait, ended }): Query<From>,
+) -> Result<Json<Pieces>, Refusal> {
+    let path = streams::file(&core.settings.dir, &id);
+    let mut came = core.streams.watch();
+    let end = Instant::now() + Duration::from_secs(wait.min(MAX_WAIT_SECONDS));
+    loop {
+        let job = core.job(&id).ok_or_else(|| unknown_job(&id))?;
+        came.borrow_and_update();
+        let pieces = core.streams.pieces(&path, from).await.map_err(HubError::file(&path))?;
+        let news = !pieces.is_empty() || (job.ended && !ended);
+        if news || Instant::now() >= end || core.stop.is_cancelled() {
+            let next = from + pieces.len();
+            return Ok(Json(Pieces { pieces, next, total: job.ended.then(|| job.written()) }));
+        }
+        let over = |state: &HubState| {
+            state.jobs.get(&id).filter(|job| job.has_ended() && !ended).map(|_| ())
+        };
+        tokio::select! {
+            _ = came.changed() => {}
+            () = core.await_state(over) => {}
+            () = tokio::time::sleep_until(end) => {}
+            () = core.stop.cancelled() => {}
+        }
+    }
 }
 
 pub(super) async fn cancel(

@@ -3,7 +3,7 @@
 
 mod api;
 
-pub(crate) use api::{CurrentPolicy, Enqueue, Judge, NewToken, Rule, TokenWish, Version};
+pub(crate) use api::{CurrentPolicy, Enqueue, Judge, NewToken, Pieces, Rule, TokenWish, Version};
 
 use axum::{
     Router,
@@ -28,6 +28,7 @@ pub(crate) fn router(core: Shared, token: String) -> Router {
         .route("/control/v1/jobs", get(api::jobs).post(api::enqueue))
         .route("/control/v1/jobs/{id}", get(api::job))
         .route("/control/v1/jobs/{id}/cancel", post(api::cancel))
+        .route("/control/v1/jobs/{id}/output", get(api::output))
         .route("/control/v1/artifacts/{sha256}", get(api::artifact).put(api::put_artifact))
         .route("/control/v1/policy", get(api::policy).post(api::publish_policy))
         .route("/control/v1/roots", post(api::publish_root))

@@ -158,7 +158,7 @@ pub(super) fn owned<'a>(inner: &'a Inner, caller: &Caller, id: &str) -> Result<&
     job.ok_or_else(|| Refusal::not_found("JOB_UNKNOWN", "this agent was given no such job"))
 }
 
-fn attempt_counts(attempt: u32) -> Result<(), Refusal> {
+pub(super) fn attempt_counts(attempt: u32) -> Result<(), Refusal> {
     if (1..=MAX_ATTEMPTS).contains(&attempt) {
         return Ok(());
     }

@@ -10,6 +10,7 @@ mod policy;
 pub(crate) mod problem;
 mod renew;
 mod spoil;
+pub(crate) mod streams;
 mod trust;
 pub(crate) mod uploads;
 
@@ -41,6 +42,7 @@ pub(crate) fn router(core: Shared) -> Router {
         .route("/api/v1/jobs", get(jobs::poll))
         .route("/api/v1/jobs/{id}/status", post(jobs::status))
         .route("/api/v1/jobs/{id}/result", post(jobs::result))
+        .route("/api/v1/jobs/{id}/output", axum::routing::put(streams::put))
         .route("/api/v1/policy", get(policy::policy))
         .route("/api/v1/certificates/renew", post(renew::renew))
         .route("/api/v1/artifacts/{sha256}", get(artifacts::get))

@@ -65,6 +65,10 @@ impl Ask {
             .with("content-type", "application/json")
     }
 
+    pub(crate) fn put(path: &str, body: &impl Serialize) -> Self {
+        Self { method: Method::PUT, ..Self::post(path, body) }
+    }
+
     pub(crate) fn raw(method: Method, path: &str, body: impl Into<Bytes>) -> Self {
         Self { method, path: path.into(), headers: vec![], body: body.into() }
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     agent::{Agent, Ask, Reply, enroll_request, result, send, status},
-    jobs::enqueue,
+    jobs::{chunk, enqueue, exec},
 };
 
 /// What is wrong with `value` by `schema`; the part of JSON Schema that the document uses.
@@ -98,9 +98,13 @@ async fn every_request_and_answer_is_as_the_document_says() {
     let document: Value = reply.json();
     serde_json::from_value::<utoipa::openapi::OpenApi>(document.clone()).unwrap();
 
+    let operator = hub.operator().unwrap();
+    let mut loud = operator.job(&agent.id, exec()).unwrap();
+    loud.stream_output = true;
+    let loud = hub.enqueue(&agent.id, operator.sign_job(&loud)).await.unwrap();
+    let loud = format!("/api/v1/jobs/{loud}/output");
     let id = enqueue(&hub, &agent).await;
     let artifact = hub.put_artifact(b"content").unwrap().sha256;
-    let operator = hub.operator().unwrap();
     let policy = serde_json::json!({ "version": 1 });
     let kind = jtnt_proto::envelope::PayloadType::Policy;
     let policy = operator.sign(jtnt_hub_mock::operator::Role::Policy, kind, &policy);
@@ -122,6 +126,8 @@ async fn every_request_and_answer_is_as_the_document_says() {
         Ask::post(&job("status"), &status(JobStatusState::Accepted)),
         Ask::raw(Method::PUT, &upload, "part"),
         Ask::raw(Method::PUT, &upload, "part"),
+        Ask::put(&loud, &chunk(b"said")),
+        Ask::put(&job("output"), &chunk(b"nobody asked")),
         Ask::post(&job("result"), &result(&id)),
         Ask::get("/api/v1/policy"),
         Ask::post("/api/v1/certificates/renew", &agent.renewal(&hub).0),

@@ -5,7 +5,11 @@ use std::time::Duration;
 use http::StatusCode;
 use jtnt_hub_mock::{Handle, Hub};
 use jtnt_proto::{
-    hub::{HeartbeatResponse, JobStatusState, JobsResponse, ResultResponse},
+    bytes::Base64,
+    hub::{
+        HeartbeatResponse, JobStatusState, JobsResponse, MAX_CHUNK_BYTES, OutputChunk,
+        OutputStream, ResultResponse,
+    },
     job::{Exec, Job, Work},
 };
 
@@ -20,6 +24,43 @@ pub(crate) async fn enqueue(hub: &Handle, agent: &Agent) -> String {
     let operator = hub.operator().unwrap();
     let job = operator.job(&agent.id, exec()).unwrap();
     hub.enqueue(&agent.id, operator.sign_job(&job)).await.unwrap()
+}
+
+/// The first piece of a job's output.
+pub(crate) fn chunk(data: &[u8]) -> OutputChunk {
+    let (stream, data) = (OutputStream::Stdout, Base64(data.to_vec()));
+    OutputChunk { attempt: 1, stream, offset: 0, data, end: false }
+}
+
+#[tokio::test]
+async fn live_output_is_taken_where_it_was_asked_for_and_within_bounds() {
+    let hub = Hub::builder().start().await.unwrap();
+    let agent = Agent::enrol(&hub, 1).await;
+    let operator = hub.operator().unwrap();
+    let mut job = operator.job(&agent.id, exec()).unwrap();
+    job.stream_output = true;
+    let id = hub.enqueue(&agent.id, operator.sign_job(&job)).await.unwrap();
+    let to = |id: &str| format!("/api/v1/jobs/{id}/output");
+    let put = async |id: &str, chunk: &OutputChunk| {
+        let reply = agent.ask(&hub, Ask::put(&to(id), chunk)).await.unwrap();
+        (reply.status, reply.json::<serde_json::Value>())
+    };
+    let (status, state) = put(&id, &chunk(b"said")).await;
+    assert_eq!((status, &state["received"]), (StatusCode::OK, &4.into()));
+    let (_, state) = put(&id, &chunk(b"said")).await;
+    assert_eq!(state["received"], 4, "a piece that comes again counts once");
+    let large = OutputChunk { offset: 4, ..chunk(&vec![0; MAX_CHUNK_BYTES + 1]) };
+    assert_eq!(put(&id, &large).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    let far = OutputChunk { offset: u64::MAX, ..chunk(b"x") };
+    assert_eq!(put(&id, &far).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    let quiet = enqueue(&hub, &agent).await;
+    let (status, problem) = put(&quiet, &chunk(b"x")).await;
+    assert_eq!((status, &problem["reason"]), (StatusCode::CONFLICT, &"NOT_ASKED".into()));
+    let stranger = Agent::enrol(&hub, 2).await;
+    let reply = stranger.ask(&hub, Ask::put(&to(&id), &chunk(b"x"))).await.unwrap();
+    assert_eq!(reply.status, StatusCode::NOT_FOUND);
+    let hub = hub.restart().await.unwrap();
+    assert_eq!(hub.live_output(&id).await.unwrap(), [chunk(b"said")]);
 }
 
 async fn poll(hub: &Handle, agent: &Agent, wait: u64) -> JobsResponse {

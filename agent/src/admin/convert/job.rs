@@ -55,5 +55,7 @@ pub(in crate::admin) fn job(entry: &Entry) -> pb::Job {
         expires_at: Some(time(entry.expires_at)),
         stdout_kept_bytes: None,
         stderr_kept_bytes: None,
+        output_pending_bytes: entry.bytes_to_follow(),
+        output_dropped: text(&entry.dropped),
     }
 }
