@@ -160,8 +160,8 @@ impl Check {
             if effect == Effect::Allow && ipc {
                 self.warn(Some(id), format!("ipc opens Unix sockets of the machine, {refused}"));
             }
-            if effect == Effect::Allow && children != Children::System {
-                self.warn(Some(id), format!("children cannot be held by the system, {refused}"));
+            if effect == Effect::Allow && children == Children::Rules {
+                self.warn(Some(id), format!("what \"children\": \"rules\" lets run, the system cannot hold whole, {refused}"));
             }
         }
     }

@@ -23,7 +23,7 @@ use super::{
     account::{Account, with_rights_of},
     paths::{enter, reach},
     process::{self, Hidden, Launch, LaunchError},
-    sandbox::{Room, own_folder},
+    sandbox::{Room, Ticket, own_folder},
 };
 use crate::runtime::durable;
 
@@ -200,8 +200,8 @@ impl<'a> Entry<'a> {
             set_parent_process_death_signal(Some(Signal::KILL))?;
         }
         rustix::process::fchdir(cwd)?;
-        room.close()?;
-        Err(self.image.execute(program.as_fd()).into())
+        let ticket = room.close()?;
+        Err(self.image.execute(program.as_fd(), ticket).into())
     }
 }
 
@@ -248,9 +248,10 @@ impl Image {
 
     /// Returns only if it could not.
     #[expect(unsafe_code, reason = "there is no safe call for executing a descriptor")]
-    fn execute(&self, program: BorrowedFd<'_>) -> io::Error {
+    fn execute(&self, program: BorrowedFd<'_>, Ticket(ticket): Ticket) -> io::Error {
         let (argv, envp) = (self.argv.as_ptr(), self.envp.as_ptr());
-        // SAFETY: both arrays end in a null pointer and hold strings that live as long as `self`.
+        // SAFETY: both arrays end in a null pointer and hold strings that live as long as `self`. The
+        // call takes five arguments; a filter sees the sixth.
         unsafe {
             libc::syscall(
                 libc::SYS_execveat,
@@ -259,6 +260,7 @@ impl Image {
                 argv,
                 envp,
                 libc::AT_EMPTY_PATH,
+                ticket,
             )
         };
         io::Error::last_os_error()

@@ -35,6 +35,8 @@ enum As {
     User,
     /// Root, as a rule may say.
     Root,
+    /// As [`As::User`], under a rule that lets it start nothing. Its script is for perl.
+    Childless,
 }
 
 /// An attempt: its name, who, and a script that says ESCAPED where it succeeds. `$D` is a folder
@@ -242,6 +244,28 @@ const ATTACKS: &[Attack] = &[
         "perl -e '$a = pack(\"LLLLLL\", 2, 4, 4, 1, 0, 0) . \"\\0\" x 100; \
          syscall(321, 0, $a, 72) >= 0 && print \"ESCAPED\"'",
     ),
+    (
+        "childless: start a program",
+        As::Childless,
+        "system('/usr/bin/true') == 0 and print 'ESCAPED'",
+    ),
+    ("childless: become one", As::Childless, "exec '/usr/bin/echo', 'ESCAPED'"),
+    (
+        "childless: start one by the loader",
+        As::Childless,
+        "exec '/lib64/ld-linux-x86-64.so.2', '/usr/bin/echo', 'ESCAPED'",
+    ),
+    (
+        "childless: start itself again",
+        As::Childless,
+        "exec '/usr/bin/perl', '-e', 'print \"ESCAPED\"'",
+    ),
+    (
+        "childless: start itself by its descriptor",
+        As::Childless,
+        "open(F, '<', '/usr/bin/perl'); $a = pack('ppp', 'perl', '-e', 'print \"ESCAPED\"'); \
+         $n = ''; $a .= \"\\0\" x 8; $e = \"\\0\" x 8; syscall(322, fileno(F), $n, $a, $e, 4096)",
+    ),
 ];
 
 /// What a job is to be able to do.
@@ -372,12 +396,13 @@ impl Ground {
 
     /// The same, and how it ended.
     async fn end_of(&self, who: As, script: &str, plan: Plan) -> (String, Exit) {
-        let account = match who {
-            As::User => Account::numbered(UID),
-            As::Root => Account::own(),
+        let (account, shell, option) = match who {
+            As::User => (Account::numbered(UID), "/bin/sh", "-c"),
+            As::Root => (Account::own(), "/bin/sh", "-c"),
+            As::Childless => (Account::numbered(UID), "/usr/bin/perl", "-e"),
         };
         let files = tempfile::tempdir().unwrap();
-        let shell = fs::canonicalize("/bin/sh").unwrap().to_str().unwrap().to_owned();
+        let shell = fs::canonicalize(shell).unwrap().to_str().unwrap().to_owned();
         let variables = [
             ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
             ("D", self.dir.path().to_str().unwrap()),
@@ -387,7 +412,7 @@ impl Ground {
         let order = Order {
             attempt: Attempt::new(files.path().join("job"), 1),
             argv0: shell.clone(),
-            args: vec!["-c".into(), script.into()],
+            args: vec![option.into(), script.into()],
             env: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             cwd: "/".to_owned(),
             account,
@@ -433,7 +458,11 @@ async fn no_way_leads_out() {
     for (name, who, script) in ATTACKS {
         let free = Ground::new().run(*who, script, Plan::default()).await;
         let ground = Ground::new();
-        let held = ground.run(*who, script, ground.plan()).await;
+        let mut plan = ground.plan();
+        if *who == As::Childless {
+            plan.confinement.children = Children::None;
+        }
+        let held = ground.run(*who, script, plan).await;
         let [free_out, held_out] = [&free, &held].map(|said| said.contains("ESCAPED"));
         println!(
             "{name:60} free: {:8} held: {}",
@@ -485,6 +514,10 @@ async fn what_a_job_needs_it_has() {
             assert!(said.contains("ok"), "{name}: {said:?}");
         }
     }
+    let mut plan = ground.plan();
+    plan.confinement.children = Children::None;
+    let said = ground.run(As::Childless, "defined(fork) and print 'ok'", plan).await;
+    assert_eq!(said, "okok", "a program that may start nothing");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     agent::{Agent, Ask, Reply, enroll_request, result, send, status},
-    jobs::{chunk, enqueue, exec},
+    jobs::{chunk, enqueue, enqueue_loud},
 };
 
 /// What is wrong with `value` by `schema`; the part of JSON Schema that the document uses.
@@ -98,13 +98,10 @@ async fn every_request_and_answer_is_as_the_document_says() {
     let document: Value = reply.json();
     serde_json::from_value::<utoipa::openapi::OpenApi>(document.clone()).unwrap();
 
-    let operator = hub.operator().unwrap();
-    let mut loud = operator.job(&agent.id, exec()).unwrap();
-    loud.stream_output = true;
-    let loud = hub.enqueue(&agent.id, operator.sign_job(&loud)).await.unwrap();
-    let loud = format!("/api/v1/jobs/{loud}/output");
+    let loud = format!("/api/v1/jobs/{}/output", enqueue_loud(&hub, &agent).await);
     let id = enqueue(&hub, &agent).await;
     let artifact = hub.put_artifact(b"content").unwrap().sha256;
+    let operator = hub.operator().unwrap();
     let policy = serde_json::json!({ "version": 1 });
     let kind = jtnt_proto::envelope::PayloadType::Policy;
     let policy = operator.sign(jtnt_hub_mock::operator::Role::Policy, kind, &policy);

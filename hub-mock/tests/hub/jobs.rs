@@ -26,6 +26,14 @@ pub(crate) async fn enqueue(hub: &Handle, agent: &Agent) -> String {
     hub.enqueue(&agent.id, operator.sign_job(&job)).await.unwrap()
 }
 
+/// A job whose output is to be heard while it runs.
+pub(crate) async fn enqueue_loud(hub: &Handle, agent: &Agent) -> String {
+    let operator = hub.operator().unwrap();
+    let mut job = operator.job(&agent.id, exec()).unwrap();
+    job.stream_output = true;
+    hub.enqueue(&agent.id, operator.sign_job(&job)).await.unwrap()
+}
+
 /// The first piece of a job's output.
 pub(crate) fn chunk(data: &[u8]) -> OutputChunk {
     let (stream, data) = (OutputStream::Stdout, Base64(data.to_vec()));
@@ -36,10 +44,7 @@ pub(crate) fn chunk(data: &[u8]) -> OutputChunk {
 async fn live_output_is_taken_where_it_was_asked_for_and_within_bounds() {
     let hub = Hub::builder().start().await.unwrap();
     let agent = Agent::enrol(&hub, 1).await;
-    let operator = hub.operator().unwrap();
-    let mut job = operator.job(&agent.id, exec()).unwrap();
-    job.stream_output = true;
-    let id = hub.enqueue(&agent.id, operator.sign_job(&job)).await.unwrap();
+    let id = enqueue_loud(&hub, &agent).await;
     let to = |id: &str| format!("/api/v1/jobs/{id}/output");
     let put = async |id: &str, chunk: &OutputChunk| {
         let reply = agent.ask(&hub, Ask::put(&to(id), chunk)).await.unwrap();

@@ -240,7 +240,7 @@ impl Engine {
         if user.as_deref() == Some("root") {
             gaps.insert(Gap::Root);
         }
-        if children != Children::System {
+        if children == Children::Rules {
             // A loader that may be executed loads what may be read.
             gaps.insert(Gap::Children);
         }
@@ -248,6 +248,7 @@ impl Engine {
         let mut confinement = Confinement { children, network, ipc, ..Confinement::default() };
         if self.policy.mode == Mode::Monitor {
             gaps.insert(Gap::Monitor);
+            confinement.children = Children::System;
             let all = [Access::Read, Access::Write, Access::Execute];
             confinement.open.push(Area::tree("/", &all));
             return (confinement, gaps);

@@ -14,7 +14,7 @@ mod mounts;
 
 use std::{io, path::PathBuf};
 
-use jtnt_proto::policy::Limits;
+use jtnt_proto::policy::{Children, Limits};
 use rustix::{
     io::Errno,
     thread::{
@@ -25,9 +25,12 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use super::cgroup;
-use crate::domain::{
-    enforcement::Abilities,
-    policy::{Area, Confinement},
+use crate::{
+    domain::{
+        enforcement::Abilities,
+        policy::{Area, Confinement},
+    },
+    runtime::entropy::{Entropy as _, SystemEntropy},
 };
 
 /// How one job is to be held.
@@ -72,7 +75,13 @@ pub struct Room {
     fence: Option<fence::Fence>,
     filters: filter::Filters,
     bounded: bool,
+    ticket: Ticket,
 }
+
+/// What the one execution shows that a job which may start nothing has: a number that nobody else
+/// knows, and that is gone from memory and registers once it is used.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ticket(pub u64);
 
 impl Room {
     /// First step: everything that needs the rights of root. `program` is what will be executed.
@@ -90,11 +99,14 @@ impl Room {
         let fence = (abilities.landlock > 0)
             .then(|| fence::Fence::new(confinement, &areas, program, abilities.namespaces))
             .transpose()?;
+        let once = confinement.children == Children::None;
+        let ticket = if once { Ticket::new()? } else { Ticket::default() };
         let filters = match abilities.seccomp {
-            true => filter::Filters::new(confinement.ipc).map_err(at("system call filter"))?,
+            true => filter::Filters::new(confinement.ipc, once.then_some(ticket.0))
+                .map_err(at("system call filter"))?,
             false => filter::Filters::default(),
         };
-        Ok(Self { fence, filters, bounded: abilities.namespaces })
+        Ok(Self { fence, filters, bounded: abilities.namespaces, ticket })
     }
 
     /// Gives up, for ever, capabilities that the job's user might get or has. Before that user is
@@ -117,15 +129,24 @@ impl Room {
         Ok(clear_ambient_capability_set()?)
     }
 
-    /// Second step, as the job's user: from now on it is held.
+    /// Second step, as the job's user: from now on it is held. Returns what the execution shows.
     ///
     /// # Errors
     /// Naming what this machine did not do.
-    pub fn close(self) -> io::Result<()> {
+    pub fn close(self) -> io::Result<Ticket> {
         if let Some(fence) = self.fence {
             fence.close()?;
         }
-        self.filters.apply().map_err(at("system call filter"))
+        self.filters.apply().map_err(at("system call filter"))?;
+        Ok(self.ticket)
+    }
+}
+
+impl Ticket {
+    fn new() -> io::Result<Self> {
+        let mut raw = [0; 8];
+        SystemEntropy.fill(&mut raw)?;
+        Ok(Self(u64::from_ne_bytes(raw)))
     }
 }
 
