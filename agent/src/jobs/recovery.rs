@@ -35,6 +35,8 @@ use crate::{
     store::StoreError,
 };
 
+/// Among so many of the newest jobs is the one that began last.
+const NEWEST: usize = 64;
 /// How long a shim without an agent may take to see that.
 const WORDLESS: Duration = Duration::from_secs(1);
 
@@ -45,6 +47,13 @@ pub(super) async fn recover(core: &Arc<Core>) -> Result<(), StoreError> {
             .map_err(|e| StoreError(format!("{}: {e}", dir.display())))?;
     }
     tidy(core)?;
+    // What jobs have left behind belongs to their numbers, so those rest for as long as they can.
+    let newest = core.deps.journal.recent(NEWEST, &|_| true)?;
+    let last = newest.iter().filter(|e| e.started_at.is_some()).max_by_key(|e| e.started_at);
+    let user = last.and_then(|e| e.user.as_deref());
+    if let Some(uid) = user.and_then(|user| core.pool.number(user)) {
+        core.pool.go_on_after(uid);
+    }
     for entry in core.deps.journal.unfinished()? {
         match entry.state {
             State::Queued => wait_again(core, entry),

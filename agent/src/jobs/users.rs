@@ -70,11 +70,14 @@ impl Pool {
 
     /// The number of a job that runs already.
     fn adopt(&self, uid: u32) -> Lease {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.used.insert(uid);
-        inner.last = inner.last.max(Some(uid));
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).used.insert(uid);
         let (nobody, inner) = (self.nobody(), Arc::clone(&self.inner));
         Lease { uid, nobody, inner, lost: AtomicBool::new(false) }
+    }
+
+    /// Goes on after this number, which an earlier run of the agent gave last.
+    pub(super) fn go_on_after(&self, uid: u32) {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).last = Some(uid);
     }
 
     /// The next free number after the last that was given, so that one rests before it comes back.
@@ -186,6 +189,17 @@ mod tests {
         let fourth = pool.lease().unwrap();
         assert_eq!(fourth.uid, 10);
         assert!(pool.lease().is_none(), "none is shared");
+    }
+
+    #[test]
+    fn after_a_restart_numbers_go_on() {
+        let pool = Pool::new(10..=13);
+        pool.go_on_after(11);
+        let running = pool.adopt(10);
+        assert_eq!(pool.lease().unwrap().uid, 12);
+        assert_eq!(pool.lease().unwrap().uid, 11, "10 runs");
+        drop(running);
+        assert_eq!(pool.lease().unwrap().uid, 12);
     }
 
     #[test]
