@@ -86,6 +86,10 @@ impl Agent {
         pss(self.child.id())
     }
 
+    pub(crate) fn descriptors(&self) -> Outcome<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+
     pub(crate) fn threads(&self) -> Outcome<u64> {
         number_after(&self.proc("status")?, "Threads:")
     }

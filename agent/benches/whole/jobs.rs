@@ -69,7 +69,7 @@ async fn one(site: &Site) -> Outcome<Duration> {
 }
 
 /// Jobs a second.
-async fn many(site: &Site, jobs: usize) -> Outcome<f64> {
+pub(crate) async fn many(site: &Site, jobs: usize) -> Outcome<f64> {
     let begun = Instant::now();
     let runs = stream::iter(0..jobs).map(|_| site.run(exec_true()));
     let mut ends = runs.buffer_unordered(IN_FLIGHT);

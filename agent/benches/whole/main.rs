@@ -5,6 +5,7 @@
 //! ```text
 //! cargo bench -p jtnt-agent --bench whole                     all of it, some minutes
 //! cargo bench -p jtnt-agent --bench whole -- --smoke          a few seconds of each, to try it
+//! cargo bench -p jtnt-agent --bench whole -- --only endure    100,000 jobs
 //! cargo bench -p jtnt-agent --bench whole -- --only jobs --agent OTHER/jtnt-agent
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! and `--bench store`.
 
 mod agent;
+mod endure;
 mod idle;
 mod jobs;
 mod limits;
@@ -55,6 +57,9 @@ struct Wish {
     /// Jobs with many in flight
     #[arg(long, default_value_t = 3000)]
     burst: usize,
+    /// Jobs of `--only endure`
+    #[arg(long, default_value_t = 100_000)]
+    endure: usize,
     /// MiB of a transfer
     #[arg(long, default_value_t = 1024)]
     mib: usize,
@@ -71,18 +76,20 @@ enum Part {
     Idle,
     Jobs,
     Transfer,
+    /// Many jobs through one agent; only where it is named
+    Endure,
 }
 
 impl Wish {
     fn has(&self, part: Part) -> bool {
-        self.only.is_empty() || self.only.contains(&part)
+        self.only.contains(&part) || (self.only.is_empty() && part != Part::Endure)
     }
 
     fn shorter(self) -> Self {
         if !self.smoke {
             return self;
         }
-        Self { idle: 5, starts: 5, jobs: 20, burst: 100, mib: 64, ..self }
+        Self { idle: 5, starts: 5, jobs: 20, burst: 100, endure: 2000, mib: 64, ..self }
     }
 }
 
@@ -137,6 +144,9 @@ async fn run(wish: &Wish) -> Outcome<()> {
     }
     if wish.has(Part::Transfer) {
         transfer::measure(&site, &agent, wish.mib, &mut table).await?;
+    }
+    if wish.has(Part::Endure) {
+        return endure::measure(&site, agent, wish.endure, &mut table).await;
     }
     agent.stop().await
 }
