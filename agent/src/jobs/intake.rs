@@ -28,7 +28,7 @@ use crate::{
     },
     hub::HubClient,
     runtime::tasks::Class,
-    store::{Admission, StoreError},
+    store::{Admission, Question, StoreError},
     trust::{Keyring, Verified},
 };
 
@@ -159,16 +159,16 @@ pub(super) async fn take_job(
         known_again(core, &known, &envelope).await;
         return Ok(None);
     }
-    let verdict = judge(core, &keyring, &job, &id).await?;
+    let (verdict, asked) = judge(core, &keyring, &job, &id).await?;
     let mut entry = entry_of(&job, id, envelope.clone(), core.deps.clock.now());
     let priority = job.get().priority;
     let admission = match verdict {
         Ok((policy_version, rule)) => {
             (entry.policy_version, entry.rule) = (policy_version, rule);
-            core.deps.journal.admit(entry.clone()).await?
+            core.deps.journal.admit_asking(entry.clone(), asked).await?
         }
         Err(refusal) => {
-            let admission = core.refuse_new(entry, refusal).await?;
+            let admission = core.refuse_new(entry, refusal, asked).await?;
             meet(core, admission, &envelope, &claimed).await;
             return Ok(None);
         }
@@ -207,16 +207,17 @@ async fn known_again(core: &Core, known: &Entry, envelope: &Envelope) {
 
 type Verdict = Result<(u64, Option<String>), Refusal>;
 
+/// Also what was asked of the policy, where it came to that.
 async fn judge(
     core: &Arc<Core>,
     keyring: &Keyring,
     job: &Verified<Job>,
     id: &JobId,
-) -> Result<Verdict, StoreError> {
+) -> Result<(Verdict, Option<Question>), StoreError> {
     // Without any policy the first one is worth waiting for, whatever the job asks.
     core.catch_up(job.get().min_policy_version.max(1)).await;
     let policy_version = core.policy_version();
-    let no = |refused| Ok(Err(Refusal::of(refused, policy_version)));
+    let no = |refused| Ok((Err(Refusal::of(refused, policy_version)), None));
     let facts = core.facts(keyring);
     if let Err(refused) = admit(job.get(), &facts) {
         return no(refused);
@@ -231,12 +232,13 @@ async fn judge(
     }
     let (gate, keyring, work) = (core.deps.gate.clone(), keyring.clone(), job.get().clone());
     let now = facts.now;
-    let asked = move || permit::ask(&gate, &keyring, &work, now);
-    let permit = tokio::task::spawn_blocking(asked).await.map_err(|e| StoreError(e.to_string()))?;
+    let ask = move || permit::ask_first(&gate, &keyring, &work, now);
+    let asked = tokio::task::spawn_blocking(ask).await;
+    let (permit, asked) = asked.map_err(|e| StoreError(e.to_string()))?;
     if !permit.allowed {
-        return Ok(Err(Refusal::by_policy(&permit)));
+        return Ok((Err(Refusal::by_policy(&permit)), asked));
     }
-    Ok(Ok((permit.policy_version, permit.rule)))
+    Ok((Ok((permit.policy_version, permit.rule)), asked))
 }
 
 async fn take_cancel(core: &Arc<Core>, envelope: &Envelope) -> Result<(), StoreError> {

@@ -9,8 +9,9 @@ use jtnt_proto::{
 };
 
 use crate::{
-    domain::enforcement::Enforcement,
+    domain::{asked::Asked, enforcement::Enforcement},
     gate::{Destination, Gate, Program, Ruling, Source},
+    store::Question,
     trust::Keyring,
 };
 
@@ -61,18 +62,39 @@ impl Permit {
 
 /// Asks. Opens files, and may read them whole, so it blocks.
 pub(super) fn ask(gate: &Gate, keyring: &Keyring, job: &Job, now: Timestamp) -> Permit {
+    answer(gate, &signers(keyring, job, now), job, now)
+}
+
+/// The same, and what was asked, for a job that is asked about for the first time.
+pub(super) fn ask_first(
+    gate: &Gate,
+    keyring: &Keyring,
+    job: &Job,
+    now: Timestamp,
+) -> (Permit, Option<Question>) {
+    let signers = signers(keyring, job, now);
+    (answer(gate, &signers, job, now), Question::of(&Asked::of(job, &signers)))
+}
+
+fn answer(gate: &Gate, signers: &[KeyId], job: &Job, now: Timestamp) -> Permit {
     match &job.work {
         Work::Exec(exec) => {
             let ruling = gate.with_limits(gate.exec(exec, now), &job.limits);
             Permit::of(ruling, Opened::Program)
         }
         Work::Script(script) => {
-            let signers = endorsers(keyring, script, now);
-            let ruling = gate.with_limits(gate.script(script, &signers, now), &job.limits);
+            let ruling = gate.with_limits(gate.script(script, signers, now), &job.limits);
             Permit::of(ruling, Opened::Program)
         }
         Work::Download(download) => Permit::of(gate.download(download, now), Opened::Destination),
         Work::Upload(upload) => Permit::of(gate.upload(upload, now), Opened::Source),
+    }
+}
+
+fn signers(keyring: &Keyring, job: &Job, now: Timestamp) -> Vec<KeyId> {
+    match &job.work {
+        Work::Script(script) => endorsers(keyring, script, now),
+        Work::Exec(_) | Work::Download(_) | Work::Upload(_) => Vec::new(),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
         ids::JobId,
         job::{Entry, Reject, State},
     },
-    store::{Admission, StoreError},
+    store::{Admission, Question, StoreError},
 };
 
 const LINES_A_WINDOW: u32 = 10;
@@ -107,14 +107,16 @@ impl Core {
         self.log(record).await;
     }
 
-    /// Refuses a verified job that the journal does not know yet, and consumes its id.
+    /// Refuses a verified job that the journal does not know yet, and consumes its id; `asked` is
+    /// what the policy was asked, if it was.
     pub(super) async fn refuse_new(
         &self,
         mut entry: Entry,
         refusal: Refusal,
+        asked: Option<Question>,
     ) -> Result<Admission, StoreError> {
         self.turn_down(&mut entry, &refusal);
-        let admission = self.deps.journal.admit(entry.clone()).await?;
+        let admission = self.deps.journal.admit_asking(entry.clone(), asked).await?;
         if admission == Admission::New {
             self.tell_refusal(&entry, refusal).await;
         }

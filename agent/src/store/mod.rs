@@ -4,6 +4,7 @@
 //! Writers wait until their change is on disk; all that came in while the last commit was under
 //! way share the next one. Readers see the last commit, on their own thread, and wait for nobody.
 
+mod asked;
 mod database;
 mod tables;
 pub mod time;
@@ -15,6 +16,7 @@ use jiff::Timestamp;
 use redb::ReadableTable as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+pub use self::asked::{History, Question, Remembered};
 use self::{
     database::Shared,
     writer::{Answer, Command, Op},
@@ -116,7 +118,19 @@ impl Journal {
     /// # Errors
     /// When it could not be made durable.
     pub async fn admit(&self, entry: Entry) -> Result<Admission, StoreError> {
-        match self.ask(Op::Admit(Box::new(entry))).await? {
+        self.admit_asking(entry, None).await
+    }
+
+    /// The same, and counts what the job asked of the policy, if it is new.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    pub async fn admit_asking(
+        &self,
+        entry: Entry,
+        asked: Option<Question>,
+    ) -> Result<Admission, StoreError> {
+        match self.ask(Op::Admit(Box::new(entry), asked.map(Box::new))).await? {
             Answer::Admitted(admission) => Ok(admission),
             Answer::Done | Answer::Pruned(_) => Err(mixed_up()),
         }
@@ -208,8 +222,17 @@ impl Journal {
         self.inner.shared.changes.subscribe()
     }
 
+    /// What jobs asked of the policy in the last 30 days.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn asked(&self, now: Timestamp) -> Result<History, StoreError> {
+        self.inner.shared.read(|txn| asked::history(txn, now))
+    }
+
     /// Removes delivered jobs that ended before `before`, and forgets ids that expired more than
-    /// [`SKEW`] before `now`; returns the jobs removed, whose files may go.
+    /// [`SKEW`] before `now` and what no job asked in the 30 days before it; returns the jobs
+    /// removed, whose files may go.
     ///
     /// # Errors
     /// When it could not be made durable.

@@ -23,6 +23,11 @@ pub(super) const DELIVERED: TableDefinition<'_, (i64, u64), &str> =
     TableDefinition::new("delivered");
 /// Every id ever admitted, to the microsecond of its expiry.
 pub(super) const CONSUMED: TableDefinition<'_, &str, i64> = TableDefinition::new("consumed");
+/// SHA-256 of what a job asked of the policy, in hex, to the microsecond of the last such job and
+/// what is known of them, as JSON.
+pub(super) const ASKED: TableDefinition<'_, &str, (i64, &[u8])> = TableDefinition::new("asked");
+/// Those by that microsecond.
+pub(super) const ASKED_AT: TableDefinition<'_, (i64, &str), ()> = TableDefinition::new("asked_at");
 /// Small values by name.
 pub(super) const CURSORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cursors");
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");

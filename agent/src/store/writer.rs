@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Admission, Counts, SKEW, StoreError,
+    Admission, Counts, Question, SKEW, StoreError, asked,
     database::Shared,
     tables::{
         CONSUMED, CURSORS, DELIVERED, JOBS, ORDER, Place, UNDELIVERED, UNFINISHED, entry_of, parse,
@@ -37,7 +37,8 @@ pub(super) struct Command {
 
 #[derive(Debug)]
 pub(super) enum Op {
-    Admit(Box<Entry>),
+    /// With what it asked of the policy, if it came that far.
+    Admit(Box<Entry>, Option<Box<Question>>),
     Update(Box<Entry>),
     /// An update that a crash may undo.
     Note(Box<Entry>),
@@ -73,7 +74,7 @@ impl Op {
     const fn wants(&self) -> Commit {
         match self {
             Self::Note(_) => Commit::Seen,
-            Self::Admit(_) | Self::Update(_) => Commit::Durable,
+            Self::Admit(..) | Self::Update(_) => Commit::Durable,
             // Nobody is kept waiting by these, and they may be all there is for hours.
             Self::Cursor { .. } | Self::Prune { .. } => Commit::Settled,
         }
@@ -125,7 +126,7 @@ fn serve(shared: &Shared, batch: Vec<Command>, promise: Commit) {
         Ok(answers) => {
             shared.set_failed(None);
             for (op, answer) in ops.into_iter().zip(&answers) {
-                if let (Op::Admit(entry), Ok(Answer::Admitted(Admission::New)))
+                if let (Op::Admit(entry, _), Ok(Answer::Admitted(Admission::New)))
                 | (Op::Update(entry) | Op::Note(entry), Ok(Answer::Done)) = (op, answer)
                 {
                     // Without a watcher there is nobody to tell.
@@ -183,6 +184,7 @@ fn commit(shared: &Shared, ops: &[Op], promise: Commit) -> Result<Answers, Store
 
 /// The tables of a transaction under way.
 struct Change<'txn> {
+    txn: &'txn WriteTransaction,
     jobs: Table<'txn, &'static str, (u64, &'static [u8])>,
     order: Table<'txn, u64, &'static str>,
     unfinished: Table<'txn, u64, &'static str>,
@@ -197,6 +199,7 @@ struct Change<'txn> {
 impl<'txn> Change<'txn> {
     fn begin(txn: &'txn WriteTransaction, counts: Counts) -> Result<Self, redb::Error> {
         Ok(Self {
+            txn,
             jobs: txn.open_table(JOBS)?,
             order: txn.open_table(ORDER)?,
             unfinished: txn.open_table(UNFINISHED)?,
@@ -212,7 +215,14 @@ impl<'txn> Change<'txn> {
     /// The outer error ends the transaction, the inner one is this caller's alone.
     fn apply(&mut self, op: &Op) -> Result<Result<Answer, StoreError>, redb::Error> {
         Ok(match op {
-            Op::Admit(entry) => Ok(Answer::Admitted(self.admit(entry)?)),
+            Op::Admit(entry, question) => {
+                let admission = self.admit(entry)?;
+                if let (Admission::New, Some(question)) = (&admission, question) {
+                    let (at, id) = (entry.received_at, &entry.job_id);
+                    asked::remember(self.txn, &mut self.cursors, question, at, id)?;
+                }
+                Ok(Answer::Admitted(admission))
+            }
             Op::Update(entry) | Op::Note(entry) => self.update(entry)?,
             Op::Cursor { name, value } => {
                 self.changed = true;
@@ -308,7 +318,8 @@ impl<'txn> Change<'txn> {
             forgotten |= !keep;
             keep
         })?;
-        self.changed |= forgotten || !gone.is_empty();
+        let unasked = asked::prune(self.txn, &mut self.cursors, now)?;
+        self.changed |= forgotten || unasked || !gone.is_empty();
         // Every id in the tables was a JobId when it was written.
         Ok(gone.into_iter().filter_map(|(_, id)| JobId::try_from(id).ok()).collect())
     }
