@@ -3,7 +3,7 @@
 
 use jtnt_proto::{
     bytes::Hash,
-    job::{Job, Work},
+    job::{Artifact, Download, Exec, Job, Script, Upload, Work},
     key::KeyId,
     policy::Limits,
 };
@@ -91,6 +91,39 @@ impl Asked {
         let env = env.keys().cloned().collect();
         Self { action, run_as: run_as.clone(), env, limits: job.limits }
     }
+
+    /// Work that asks this: what no rule looks at is empty.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        let run_as = self.run_as.clone();
+        let env = self.env.iter().map(|name| (name.clone(), String::new())).collect();
+        match self.action.clone() {
+            Action::Exec { path, args } => Work::Exec(Exec { path, args, env, cwd: None, run_as }),
+            Action::Script { interpreter, sha256, args, signers: _ } => Work::Script(Script {
+                interpreter,
+                content: Artifact { sha256, size: 0 },
+                args,
+                env,
+                cwd: None,
+                run_as,
+                endorsement: None,
+            }),
+            Action::Download { dest } => {
+                let artifact = Artifact { sha256: Hash::of(&[]), size: 0 };
+                Work::Download(Download { artifact, dest, mode: None, run_as })
+            }
+            Action::Upload { path } => Work::Upload(Upload { path, name: String::new(), run_as }),
+        }
+    }
+
+    /// Keys that vouch for its script.
+    #[must_use]
+    pub fn signers(&self) -> &[KeyId] {
+        match &self.action {
+            Action::Script { signers, .. } => signers,
+            Action::Exec { .. } | Action::Download { .. } | Action::Upload { .. } => &[],
+        }
+    }
 }
 
 fn none_asked(limits: &Limits) -> bool {
@@ -118,5 +151,39 @@ mod tests {
         });
         assert_eq!(kept, expected);
         assert_eq!(serde_json::from_value::<Asked>(kept).unwrap(), Asked::of(&job, &[]));
+    }
+
+    #[test]
+    fn work_that_is_made_of_it_asks_the_same() {
+        let artifact = serde_json::json!({"sha256": Hash([7; 32]), "size": 9});
+        let env = serde_json::json!({"B": "1", "A": "2"});
+        for (kind, command) in [
+            ("exec", serde_json::json!({"path": "/a", "args": ["b"], "env": env, "run_as": "u"})),
+            (
+                "script",
+                serde_json::json!({
+                    "interpreter": "/bin/sh", "content": artifact, "args": ["c"], "env": env,
+                }),
+            ),
+            ("download", serde_json::json!({"artifact": artifact, "dest": "/d", "run_as": "u"})),
+            ("upload", serde_json::json!({"path": "/u", "name": "n"})),
+        ] {
+            let mut job: Job = serde_json::from_value(serde_json::json!({
+                "job_id": "j", "agent_id": "a", "root_id": "r",
+                "issued_at": "2026-01-01T00:00:00Z", "not_before": "2026-01-01T00:00:00Z",
+                "expires_at": "2026-01-02T00:00:00Z", "limits": {"pids": 9},
+                "type": kind, "command": command,
+            }))
+            .unwrap();
+            let signers = if kind == "script" {
+                vec![KeyId::parse(&"ab".repeat(32)).unwrap()]
+            } else {
+                vec![]
+            };
+            let asked = Asked::of(&job, &signers);
+            assert_eq!(asked.work().kind(), kind);
+            job.work = asked.work();
+            assert_eq!(Asked::of(&job, asked.signers()), asked);
+        }
     }
 }

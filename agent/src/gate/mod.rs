@@ -5,6 +5,7 @@
 //! the policy's answer, and at last what the operating system could not enforce. Monitor mode
 //! softens the policy's answer alone.
 
+mod rehearsal;
 mod ruling;
 
 use std::{
@@ -24,6 +25,7 @@ use jtnt_proto::{
 };
 use tokio::sync::watch;
 
+pub use rehearsal::Rehearsal;
 pub use ruling::{Refusal, Ruling};
 
 use crate::{
@@ -42,7 +44,7 @@ use crate::{
 #[derive(Debug)]
 pub struct InForce {
     /// The compiled document.
-    pub engine: Engine,
+    pub engine: Arc<Engine>,
     /// The document with its proof.
     pub verified: Verified<jtnt_proto::policy::Policy>,
 }
@@ -66,8 +68,17 @@ pub struct Config {
 /// they block.
 #[derive(Debug, Clone)]
 pub struct Gate {
-    policy: PolicyWatch,
+    rules: Rules,
     config: Arc<Config>,
+}
+
+/// Which rules are asked.
+#[derive(Debug, Clone)]
+enum Rules {
+    /// Those in force at that moment, which somebody signed.
+    InForce(PolicyWatch),
+    /// Always these, whoever wrote them: only within a [`Rehearsal`], which opens nothing.
+    Rehearsed(Option<Arc<Engine>>),
 }
 
 /// A program to execute by its descriptor.
@@ -107,18 +118,18 @@ impl Gate {
     /// A gate before the policy that `policy` tells of.
     #[must_use]
     pub fn new(policy: PolicyWatch, config: Config) -> Self {
-        Self { policy, config: Arc::new(config) }
+        Self { rules: Rules::InForce(policy), config: Arc::new(config) }
     }
 
     /// A program with its arguments.
     #[must_use]
     pub fn exec(&self, request: &Exec, now: Timestamp) -> Ruling<Program> {
-        let policy = self.in_force();
-        let ruled = self.program(&request.path, policy.as_deref(), |policy, opened| {
+        let rules = self.rules();
+        let ruled = self.program(&request.path, rules.as_deref(), |rules, opened| {
             let fixed = opened.guarded() && opened.links() == 1;
             // A hash says nothing of a file that changes after it was taken: then it is the copy
             // that is hashed, and the copy that runs.
-            let (sha256, copy) = match policy.engine.pins_content(opened.canonical()) {
+            let (sha256, copy) = match rules.pins_content(opened.canonical()) {
                 false => (None, None),
                 true if fixed => (Some(hash(opened)?), None),
                 true => sealed_copy(opened).map(|(copy, hash)| (Some(hash), Some(copy)))?,
@@ -127,25 +138,25 @@ impl Gate {
             let run_as = request.run_as.as_deref();
             let around = Surroundings { args: &request.args, env: &names, run_as };
             let target = target(opened, sha256, opened.is_native()?);
-            Ok((policy.engine.exec(&target, around, now), sha256, copy))
+            Ok((rules.exec(&target, around, now), sha256, copy))
         });
-        Ruling::of(ruled, policy.as_deref())
+        Ruling::of(ruled, rules.as_deref())
     }
 
     /// A script; `signers` are keys whose endorsement of it, for its interpreter, was verified.
     /// What is opened is the interpreter.
     #[must_use]
     pub fn script(&self, request: &Script, signers: &[KeyId], now: Timestamp) -> Ruling<Program> {
-        let policy = self.in_force();
-        let ruled = self.program(&request.interpreter, policy.as_deref(), |policy, opened| {
+        let rules = self.rules();
+        let ruled = self.program(&request.interpreter, rules.as_deref(), |rules, opened| {
             let names: Vec<_> = request.env.keys().cloned().collect();
             let run_as = request.run_as.as_deref();
             let around = Surroundings { args: &request.args, env: &names, run_as };
             let facts = ScriptFacts { sha256: request.content.sha256, signers };
             let target = target(opened, None, opened.is_native()?);
-            Ok((policy.engine.script(&target, facts, around, now), None, None))
+            Ok((rules.script(&target, facts, around, now), None, None))
         });
-        Ruling::of(ruled, policy.as_deref())
+        Ruling::of(ruled, rules.as_deref())
     }
 
     /// A download's destination.
@@ -174,7 +185,7 @@ impl Gate {
         }
         let canonical = ruling.canonical.unwrap_or_default();
         let refusal = Refusal::enforcement(&canonical, required, &enforcement);
-        Ruling::of(Err(refusal.ruled_by(ruling.rule)), self.in_force().as_deref())
+        Ruling::of(Err(refusal.ruled_by(ruling.rule)), self.rules().as_deref())
     }
 
     /// What a transfer would meet. Nothing executes a file but by a job of another kind, so for
@@ -191,12 +202,12 @@ impl Gate {
             Access::Read => self.read(path, run_as, now).without_file(),
             Access::Write => self.write(path, run_as, now).without_file(),
             Access::Execute => {
-                let policy = self.in_force();
-                let ruled = self.program(path, policy.as_deref(), |policy, opened| {
+                let rules = self.rules();
+                let ruled = self.program(path, rules.as_deref(), |rules, opened| {
                     let target = target(opened, None, false);
-                    Ok((policy.engine.file(&target, access, run_as, now), None, None))
+                    Ok((rules.file(&target, access, run_as, now), None, None))
                 });
-                Ruling::of(ruled, policy.as_deref()).without_file()
+                Ruling::of(ruled, rules.as_deref()).without_file()
             }
         }
     }
@@ -212,31 +223,30 @@ impl Gate {
     #[must_use]
     pub fn require_enforcement(&self) -> RequireEnforcement {
         let local = self.config.require_enforcement.unwrap_or(RequireEnforcement::None);
-        self.in_force().map_or(local, |policy| policy.engine.require_enforcement(local))
+        self.rules().map_or(local, |rules| rules.require_enforcement(local))
     }
 
     fn read(&self, path: &str, run_as: Option<&str>, now: Timestamp) -> Ruling<Source> {
-        let policy = self.in_force();
+        let rules = self.rules();
         let rule = || {
             let opened = Opened::source(path)?;
             self.unprotected(opened.canonical(), opened.inodes())?;
-            let policy = known(policy.as_deref(), opened.canonical())?;
-            let decision =
-                policy.engine.file(&target(&opened, None, false), Access::Read, run_as, now);
+            let rules = known(rules.as_deref(), opened.canonical())?;
+            let decision = rules.file(&target(&opened, None, false), Access::Read, run_as, now);
             let canonical = opened.canonical().to_owned();
             let enforcement = self.enough(self.of_transfer(&decision), &decision, &canonical)?;
             let source = Source { file: opened.into_file(), canonical: canonical.clone() };
             Ok(Ruling::decided(decision, enforcement, canonical, Some(source)))
         };
-        Ruling::of(rule(), policy.as_deref())
+        Ruling::of(rule(), rules.as_deref())
     }
 
     fn write(&self, path: &str, run_as: Option<&str>, now: Timestamp) -> Ruling<Destination> {
-        let policy = self.in_force();
+        let rules = self.rules();
         let rule = || {
             let place = Place::open(path)?;
             self.unprotected(place.canonical(), place.inodes())?;
-            let policy = known(policy.as_deref(), place.canonical())?;
+            let rules = known(rules.as_deref(), place.canonical())?;
             let canonical = place.canonical().to_owned();
             let target = Target {
                 canonical: canonical.clone(),
@@ -245,12 +255,12 @@ impl Gate {
                 links: place.links(),
                 native: false,
             };
-            let decision = policy.engine.file(&target, Access::Write, run_as, now);
+            let decision = rules.file(&target, Access::Write, run_as, now);
             let enforcement = self.enough(self.of_transfer(&decision), &decision, &canonical)?;
             let to = Destination { dir: place.dir, name: place.name, canonical: canonical.clone() };
             Ok(Ruling::decided(decision, enforcement, canonical, Some(to)))
         };
-        Ruling::of(rule(), policy.as_deref())
+        Ruling::of(rule(), rules.as_deref())
     }
 
     /// What exec and script have in common; `decide` gives the answer, the hash that it was based
@@ -258,25 +268,25 @@ impl Gate {
     fn program<D>(
         &self,
         path: &str,
-        policy: Option<&InForce>,
+        rules: Option<&Engine>,
         decide: D,
     ) -> Result<Ruling<Program>, Refusal>
     where
-        D: FnOnce(&InForce, &Opened) -> Result<(Decision, Option<Hash>, Option<File>), Refusal>,
+        D: FnOnce(&Engine, &Opened) -> Result<(Decision, Option<Hash>, Option<File>), Refusal>,
     {
         let opened = Opened::program(path)?;
         let canonical = opened.canonical().to_owned();
         self.unprotected(&canonical, opened.inodes())?;
-        let policy = known(policy, &canonical)?;
-        let (decision, sha256, copy) = decide(policy, &opened)?;
+        let rules = known(rules, &canonical)?;
+        let (decision, sha256, copy) = decide(rules, &opened)?;
         if decision.allowed
             && decision.run_as.as_deref() != Some("root")
             && opened.changes_rights()?
         {
             return Err(Refusal::set_id(&canonical).ruled_by(decision.rule));
         }
-        let (confinement, gaps) = policy.engine.confine(&decision, &look);
-        let enforcement = self.enough(self.of_program(policy, gaps), &decision, &canonical)?;
+        let (confinement, gaps) = rules.confine(&decision, &look);
+        let enforcement = self.enough(self.of_program(rules, gaps), &decision, &canonical)?;
         let plan = Plan {
             confinement,
             hidden: self.config.protected.clone(),
@@ -289,8 +299,11 @@ impl Gate {
         Ok(Ruling { sha256, ..ruling })
     }
 
-    fn in_force(&self) -> Option<Arc<InForce>> {
-        self.policy.borrow().clone()
+    fn rules(&self) -> Option<Arc<Engine>> {
+        match &self.rules {
+            Rules::InForce(policy) => policy.borrow().as_ref().map(|p| Arc::clone(&p.engine)),
+            Rules::Rehearsed(rules) => rules.clone(),
+        }
     }
 
     /// What is protected may not exist yet, or may have been replaced, so it is looked up each
@@ -308,10 +321,10 @@ impl Gate {
     }
 
     /// What the operating system will hold a program to that leaves `gaps` by itself.
-    fn of_program(&self, policy: &InForce, gaps: BTreeSet<Gap>) -> Enforcement {
-        let (abilities, limits) = (&self.config.abilities, policy.engine.limits());
+    fn of_program(&self, rules: &Engine, gaps: BTreeSet<Gap>) -> Enforcement {
+        let (abilities, limits) = (&self.config.abilities, rules.limits());
         let gaps = gaps.into_iter().chain(abilities.unheld(&limits)).collect();
-        Enforcement::of(gaps, abilities, policy.engine.policy().network)
+        Enforcement::of(gaps, abilities, rules.policy().network)
     }
 
     fn of_transfer(&self, decision: &Decision) -> Enforcement {
@@ -347,8 +360,8 @@ fn look(path: &str) -> Found {
     }
 }
 
-fn known<'a>(policy: Option<&'a InForce>, canonical: &str) -> Result<&'a InForce, Refusal> {
-    policy.ok_or_else(|| Refusal::no_policy(canonical))
+fn known<'a>(rules: Option<&'a Engine>, canonical: &str) -> Result<&'a Engine, Refusal> {
+    rules.ok_or_else(|| Refusal::no_policy(canonical))
 }
 
 fn target(opened: &Opened, sha256: Option<Hash>, native: bool) -> Target {

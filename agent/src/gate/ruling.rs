@@ -5,11 +5,10 @@ use jtnt_proto::{
     policy::{Limits, RequireEnforcement},
 };
 
-use super::InForce;
 use crate::{
     domain::{
         enforcement::Enforcement,
-        policy::{Considered, Decision},
+        policy::{Considered, Decision, Engine},
     },
     platform::paths::PathFault,
 };
@@ -47,7 +46,7 @@ pub struct Ruling<T> {
 
 impl<T> Ruling<T> {
     /// The ruling and the policy under which it was made.
-    pub(super) fn of(ruled: Result<Self, Refusal>, policy: Option<&InForce>) -> Self {
+    pub(super) fn of(ruled: Result<Self, Refusal>, rules: Option<&Engine>) -> Self {
         let ruling = ruled.unwrap_or_else(|refusal| Self {
             allowed: false,
             monitored: false,
@@ -63,8 +62,8 @@ impl<T> Ruling<T> {
             limits: Limits::default(),
             enforcement: refusal.enforcement,
         });
-        let Some(policy) = policy else { return ruling };
-        let (policy_version, limits) = (policy.verified.get().version, policy.engine.limits());
+        let Some(rules) = rules else { return ruling };
+        let (policy_version, limits) = (rules.policy().version, rules.limits());
         Self { policy_version, limits, ..ruling }
     }
 

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    domain::enforcement::Controls,
+    domain::{
+        asked::{Action, Asked},
+        enforcement::Controls,
+    },
     platform::paths::{reopen, resolve},
     trust::fixture,
 };
@@ -20,7 +23,7 @@ fn in_force(document: &Value) -> Arc<InForce> {
     let keyring = fixture::Installation::new().keyring();
     let verified = keyring.policy(&fixture::policy(2, document)).unwrap();
     let engine = Engine::compile(verified.get().clone(), &mut resolve).unwrap();
-    Arc::new(InForce { engine, verified })
+    Arc::new(InForce { engine: Arc::new(engine), verified })
 }
 
 fn gate_with(document: &Value, config: Config) -> Gate {
@@ -278,4 +281,22 @@ fn an_expired_policy_denies() {
     let late = "2026-06-30T00:00:00Z".parse().unwrap();
     let ruling = gate(&allow("/usr/bin/true")).exec(&exec("/usr/bin/true"), late);
     assert_eq!((ruling.reason, ruling.policy_version), ("POLICY_EXPIRED", 1));
+}
+
+#[test]
+fn a_rehearsal_asks_its_own_rules_whatever_comes_into_force() {
+    let (policy, watch) = watch::channel(Some(in_force(&allow("/usr/bin/true"))));
+    let gate = Gate::new(watch, Config::default());
+    let (present, engine) = (gate.present(), in_force(&allow("/usr/bin/false")));
+    let candidate =
+        gate.candidate(Engine::compile(engine.engine.policy().clone(), &mut resolve).unwrap());
+    policy.send_replace(None);
+    let answers = |path: &str| {
+        let action = Action::Exec { path: path.to_owned(), args: Vec::new() };
+        let asked = Asked { action, run_as: None, env: Vec::new(), limits: Limits::default() };
+        [&present, &candidate].map(|rehearsal| rehearsal.ask(&asked, now()).reason)
+    };
+    assert_eq!(answers("/usr/bin/true"), ["ALLOWED", "NO_RULE"]);
+    assert_eq!(answers("/usr/bin/false"), ["NO_RULE", "ALLOWED"]);
+    assert_eq!(gate.exec(&exec("/usr/bin/true"), now()).reason, "NO_POLICY");
 }

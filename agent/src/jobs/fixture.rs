@@ -156,7 +156,7 @@ pub(crate) struct Desk {
 pub(crate) fn in_force(rules: &Value) -> Arc<InForce> {
     let verified = Installation::new().keyring().policy(&policy(2, rules)).unwrap();
     let engine = Engine::compile(verified.get().clone(), &mut resolve).unwrap();
-    Arc::new(InForce { engine, verified })
+    Arc::new(InForce { engine: Arc::new(engine), verified })
 }
 
 /// Puts what is offered in force.

@@ -383,7 +383,7 @@ async fn compile(verified: Verified<Policy>) -> Result<InForce, Refused> {
     blocking(move || {
         let engine = Engine::compile(verified.get().clone(), &mut resolve)
             .map_err(|e| Refused::new("MALFORMED", e.to_string()))?;
-        Ok(InForce { engine, verified })
+        Ok(InForce { engine: Arc::new(engine), verified })
     })
     .await?
 }

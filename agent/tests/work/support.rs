@@ -135,7 +135,7 @@ impl Site {
         let policy: Policy = serde_json::from_value(document).unwrap();
         let verified = self.identity.keyring.policy(&operator.sign_policy(&policy)).unwrap();
         let engine = Engine::compile(policy, &mut resolve).unwrap();
-        Arc::new(InForce { engine, verified })
+        Arc::new(InForce { engine: Arc::new(engine), verified })
     }
 
     /// Starts the agent under a policy.
