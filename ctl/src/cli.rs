@@ -226,6 +226,18 @@ pub enum Policy {
         /// The document, JSON
         file: PathBuf,
     },
+    /// What would change for the jobs of the last 30 days? Exit 1 when something would
+    ///
+    /// The agent asks what those jobs asked once more, of the policy in force and of this document,
+    /// on the files of now. Nothing comes into force, and nobody need have signed it. What is
+    /// compared is whether a job may start, by which rule, as whom and how far it is held; not
+    /// limits, nor which network and files it sees once it runs.
+    ///
+    /// Exit 5 when there was no time to ask everything and what was asked would not change.
+    Diff {
+        /// The document, JSON, as for lint; - is standard input
+        file: PathBuf,
+    },
 }
 
 /// What a job would ask for besides its command.

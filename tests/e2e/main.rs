@@ -33,6 +33,8 @@ mod output;
 #[cfg(test)]
 mod points;
 #[cfg(test)]
+mod rehearsal;
+#[cfg(test)]
 mod secrets;
 #[cfg(test)]
 mod site;

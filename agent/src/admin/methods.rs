@@ -102,6 +102,8 @@ pub const METHODS: &[Method] = &[
     quick("/jtnt.admin.v1.PolicyService/CheckExec", Admin, Nothing),
     quick("/jtnt.admin.v1.PolicyService/CheckScript", Admin, Nothing),
     quick("/jtnt.admin.v1.PolicyService/CheckFile", Admin, Nothing),
+    // And this opens those that jobs named.
+    quick("/jtnt.admin.v1.PolicyService/DiffPolicy", Admin, Nothing),
     quick("/jtnt.admin.v1.JobService/ListJobs", Reader, Nothing),
     quick("/jtnt.admin.v1.JobService/GetJob", Reader, Nothing),
     slow("/jtnt.admin.v1.JobService/WatchJobs", Reader, Nothing),

@@ -46,6 +46,7 @@ const fn works_alone(command: &Command) -> bool {
                     | Policy::CheckExec { .. }
                     | Policy::CheckScript { .. }
                     | Policy::CheckFile { .. }
+                    | Policy::Diff { .. }
             )
     )
 }

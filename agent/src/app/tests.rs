@@ -272,7 +272,7 @@ async fn a_client_that_sends_too_much_is_told_the_limit() {
     let asked = pb::CheckExecRequest { path, ..Default::default() };
     let refused = client.check_exec(asked).await.unwrap_err();
     assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
-    assert!(refused.message().contains("262144"), "{refused:?}");
+    assert!(refused.message().contains("1114112"), "{refused:?}");
     let version = pb::agent_service_client::AgentServiceClient::new(agent.channel(0, 0).await)
         .get_version(pb::GetVersionRequest {})
         .await;
@@ -301,11 +301,17 @@ async fn requests_that_make_no_sense_are_answered_with_what_would() {
     let mut own = pb::agent_service_client::AgentServiceClient::new(root);
     let script = pb::CheckScriptRequest { sha256: "xyz".into(), ..Default::default() };
     let file = pb::CheckFileRequest { path: "/etc/passwd".into(), ..Default::default() };
+    let document = |text: &str| pb::DiffPolicyRequest { document: text.into() };
+    let (long, torn) = (document(&" ".repeat((1 << 20) + 1)), document("{\"version\": 1,"));
+    let old = document(r#"{"version": 1, "expires_at": "2020-01-01T00:00:00Z"}"#);
     let level = pb::SetLogLevelRequest { level: "loud".into() };
     let job = |id: &str| pb::GetJobRequest { job_id: id.into() };
     for (refused, code, says) in [
         (policy.check_script(script).await.err(), Code::InvalidArgument, "64 lower hex digits"),
         (policy.check_file(file).await.err(), Code::InvalidArgument, "say read or write"),
+        (policy.diff_policy(long).await.err(), Code::InvalidArgument, "at most 1048576"),
+        (policy.diff_policy(torn).await.err(), Code::InvalidArgument, "line 1 column 15"),
+        (policy.diff_policy(old).await.err(), Code::InvalidArgument, "a later expires_at"),
         (own.set_log_level(level).await.err(), Code::InvalidArgument, "error, warn, info"),
         (jobs.get_job(job("../x")).await.err(), Code::InvalidArgument, "1 to 64"),
         (jobs.get_job(job("none")).await.err(), Code::NotFound, "jtntctl jobs list"),
@@ -320,6 +326,19 @@ async fn requests_that_make_no_sense_are_answered_with_what_would() {
         assert!(refused.message().contains(says), "{refused:?}");
         assert!(reason(&refused).is_some(), "{refused:?}");
     }
+}
+
+#[tokio::test]
+async fn where_there_is_no_policy_and_no_job_nothing_would_change() {
+    let agent = Agent::new().await;
+    let mut client = pb::policy_service_client::PolicyServiceClient::new(agent.channel(0, 0).await);
+    let document = r#"{"version": 5, "expires_at": "9999-01-01T00:00:00Z"}"#.to_owned();
+    let diff = client.diff_policy(pb::DiffPolicyRequest { document }).await.unwrap().into_inner();
+    let now = agent.core.base.clock.now().as_second();
+    assert!(diff.since.is_some_and(|since| (now - since.seconds).abs() < 60), "{diff:?}");
+    let nothing =
+        pb::DiffPolicyResponse { document_version: 5, since: diff.since, ..Default::default() };
+    assert_eq!(diff, nothing);
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod keep;
 mod permit;
 mod recovery;
 mod refuse;
+mod rehearse;
 mod report;
 mod results;
 mod retry;
@@ -35,6 +36,7 @@ use self::{
 pub use self::{
     cache::{CacheStatus, Cleaned},
     core::{Config, Deps, Refresh},
+    rehearse::{Change, Comparison, Tally},
 };
 pub use crate::shim::{Part, Stream};
 use crate::{

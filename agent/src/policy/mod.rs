@@ -5,6 +5,7 @@
 //! stays in force, since it is the one that denies. A newer root of roles is followed here too, as
 //! it decides which policies count.
 
+mod candidate;
 mod judge;
 mod keeper;
 mod roots;
@@ -16,6 +17,7 @@ use jiff::Timestamp;
 use jtnt_proto::envelope::Envelope;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+pub use candidate::{NoCandidate, candidate};
 pub use keeper::Keeper;
 pub use stored::document;
 

@@ -4,6 +4,7 @@ mod agent;
 mod audit;
 mod cache;
 mod cert;
+mod diff;
 mod jobs;
 mod lint;
 mod policy;

@@ -2,14 +2,14 @@
 
 use std::{
     fs::File,
-    io::Read as _,
+    io::Read,
     path::{Path, PathBuf},
 };
 
 use jtnt_proto::{admin::v1 as pb, bytes::Hash};
 use tonic::transport::Channel;
 
-use super::{lint, show};
+use super::{diff, lint, show};
 use crate::{
     Exit, Failure,
     cli::{Access, Policy, With},
@@ -25,6 +25,7 @@ const MAX_SCRIPT_BYTES: u64 = 64 * 1024 * 1024;
 pub(super) async fn run(session: &mut Session<'_>, command: Policy) -> Outcome {
     match command {
         Policy::Lint { file } => lint::run(session, &file),
+        Policy::Diff { file } => diff::run(session, &file).await,
         Policy::Show => policy_show(session).await,
         Policy::Refresh => refresh(session).await,
         Policy::CheckExec { path, args, with } => exec(session, path, args, with).await,
@@ -135,9 +136,15 @@ impl Script {
 
 /// A whole file, if it is not larger than `max`.
 pub(super) fn read(path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
+    let file = File::open(path).map_err(|error| Failure::file("read", path, &error))?;
+    all_of(file, path, max)
+}
+
+/// All there is to read, if it is not more than `max`; `path` is its name.
+pub(super) fn all_of(from: impl Read, path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
     let fault = |error| Failure::file("read", path, &error);
     let mut bytes = Vec::new();
-    File::open(path).map_err(fault)?.take(max + 1).read_to_end(&mut bytes).map_err(fault)?;
+    from.take(max + 1).read_to_end(&mut bytes).map_err(fault)?;
     if u64::try_from(bytes.len()).is_ok_and(|n| n <= max) {
         return Ok(bytes);
     }

@@ -7,6 +7,7 @@ pub(crate) mod agent;
 pub(crate) mod audit;
 pub(crate) mod cache;
 pub(crate) mod cert;
+pub(crate) mod diff;
 pub(crate) mod escape;
 pub(crate) mod job;
 pub(crate) mod json;

@@ -303,6 +303,43 @@ impl Fake {
     }
 }
 
+/// One of each kind.
+fn changes() -> Vec<pb::PolicyChange> {
+    let no = |reason: &str| pb::Decision {
+        reason: reason.into(),
+        message: "no rule for it has these arguments".into(),
+        policy_version: 8,
+        ..pb::Decision::default()
+    };
+    let yes = |rule: &str, run_as: &str| pb::Decision {
+        allowed: true,
+        reason: "ALLOWED".into(),
+        rule: rule.into(),
+        run_as: run_as.into(),
+        enforcement: if run_as == "root" { "partial[root]" } else { "full" }.into(),
+        policy_version: 8,
+        ..pb::Decision::default()
+    };
+    let monitored = pb::Decision { monitored: true, reason: "NO_RULE".into(), ..yes("", "") };
+    let change = |command: &str, before, after| pb::PolicyChange {
+        command: command.into(),
+        r#type: "exec".into(),
+        jobs: 12,
+        last_at: at(-7200),
+        last_job: "job-1".into(),
+        before: Some(before),
+        after: Some(after),
+        ..pb::PolicyChange::default()
+    };
+    let (run_as, env) = ("root".into(), vec!["SITE".into(), "ZONE".into()]);
+    vec![
+        change("/usr/bin/uptime -p", yes("uptime", ""), no("ARGUMENTS")),
+        change("/usr/bin/id '\u{202e}'", no("NO_RULE"), yes("id", "")),
+        pb::PolicyChange { run_as, env, ..change("/usr/bin/ls", yes("a", ""), yes("b", "root")) },
+        change("/usr/bin/who", yes("who", ""), monitored),
+    ]
+}
+
 #[tonic::async_trait]
 impl pb::policy_service_server::PolicyService for Fake {
     async fn get_policy(&self, _: Request<pb::GetPolicyRequest>) -> Answer<pb::GetPolicyResponse> {
@@ -359,6 +396,29 @@ impl pb::policy_service_server::PolicyService for Fake {
         let allowed = r.access() == pb::FileAccess::Write;
         let decision = self.decide(r.path, r.run_as, allowed).await?.into_inner();
         Ok(Response::new(pb::CheckFileResponse { decision: Some(decision) }))
+    }
+
+    async fn diff_policy(
+        &self,
+        request: Request<pb::DiffPolicyRequest>,
+    ) -> Answer<pb::DiffPolicyResponse> {
+        let document = request.into_inner().document;
+        let mut diff = pb::DiffPolicyResponse {
+            present_version: 7,
+            document_version: 8,
+            since: at(-30 * DAY),
+            unchanged_requests: 41,
+            unchanged_jobs: 1000,
+            ..pb::DiffPolicyResponse::default()
+        };
+        if document.contains("\"other\"") {
+            (diff.changes, diff.more_changes) = (changes(), 2);
+            (diff.not_comparable_requests, diff.not_comparable_jobs) = (1, 2);
+        }
+        if document.contains("\"late\"") {
+            (diff.unasked_requests, diff.unasked_jobs) = (3, 4);
+        }
+        self.one(diff).await
     }
 }
 

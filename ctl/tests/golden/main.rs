@@ -83,6 +83,11 @@ fn policy() {
             "policy check-exec --run-as root /usr/bin/rm -rf / --output json",
             "policy check-file read /etc/shadow",
             "policy check-file -o json write /tmp/x",
+            "policy diff tests/golden/policies/other.json",
+            "policy diff -o json tests/golden/policies/other.json",
+            "policy diff tests/golden/policies/same.json",
+            "policy diff tests/golden/policies/late.json",
+            "policy diff tests/golden/policies/none.json",
         ]
     ));
 }
@@ -132,7 +137,7 @@ fn cache() {
     ));
 }
 
-const ONE_OF_EACH: [&str; 21] = [
+const ONE_OF_EACH: [&str; 22] = [
     "status",
     "status --watch",
     "health",
@@ -147,6 +152,7 @@ const ONE_OF_EACH: [&str; 21] = [
     "policy refresh",
     "policy check-exec /x",
     "policy check-file read /x",
+    "policy diff tests/golden/policies/same.json",
     "audit list",
     "audit verify",
     "audit clean",

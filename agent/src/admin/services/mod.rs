@@ -10,13 +10,16 @@ mod policy;
 use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _, stream};
-use jtnt_proto::admin::{
-    DESCRIPTORS,
-    v1::{
-        agent_service_server::AgentServiceServer, audit_service_server::AuditServiceServer,
-        cache_service_server::CacheServiceServer, cert_service_server::CertServiceServer,
-        job_service_server::JobServiceServer, policy_service_server::PolicyServiceServer,
+use jtnt_proto::{
+    admin::{
+        DESCRIPTORS,
+        v1::{
+            agent_service_server::AgentServiceServer, audit_service_server::AuditServiceServer,
+            cache_service_server::CacheServiceServer, cert_service_server::CertServiceServer,
+            job_service_server::JobServiceServer, policy_service_server::PolicyServiceServer,
+        },
     },
+    envelope::MAX_PAYLOAD_BYTES,
 };
 use tonic::{Code, Response, Status, server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -30,6 +33,8 @@ type Many<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The longest request: a command line with its environment.
 const MAX_REQUEST_BYTES: usize = 256 * 1024;
+/// The longest about policies: a document, and a little more, to say that it is too long.
+const MAX_POLICY_REQUEST_BYTES: usize = MAX_PAYLOAD_BYTES + 64 * 1024;
 
 /// Every service, with reflection and `grpc.health.v1`; and what tells of the latter.
 pub(super) async fn routes(deps: &Deps) -> Result<(Routes, HealthReporter), String> {
@@ -60,7 +65,7 @@ pub(super) async fn routes(deps: &Deps) -> Result<(Routes, HealthReporter), Stri
     let v1alpha = reflection().build_v1alpha().map_err(|e| e.to_string())?;
     let routes = Routes::new(agent.max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(cert.max_decoding_message_size(MAX_REQUEST_BYTES))
-        .add_service(policy.max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(policy.max_decoding_message_size(MAX_POLICY_REQUEST_BYTES))
         .add_service(job.max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(audit.max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(cache.max_decoding_message_size(MAX_REQUEST_BYTES))

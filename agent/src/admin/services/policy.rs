@@ -17,7 +17,7 @@ use crate::{
     },
     domain::policy::{NETWORK, SYSTEM},
     gate::{Gate, Ruling},
-    policy::document,
+    policy::{candidate, document},
 };
 
 pub(super) struct Policy(pub(super) Deps);
@@ -143,5 +143,17 @@ impl PolicyService for Policy {
         let question =
             move |gate: &Gate, now| gate.check_file(access, &path, run_as.as_deref(), now);
         Ok(Response::new(pb::CheckFileResponse { decision: self.ask(question).await? }))
+    }
+
+    async fn diff_policy(
+        &self,
+        request: Request<pb::DiffPolicyRequest>,
+    ) -> Answer<pb::DiffPolicyResponse> {
+        let (document, now) = (request.into_inner().document, self.0.overview.sources().time.now());
+        let rules = blocking(move || candidate(&document, now)).await?;
+        let rules = rules
+            .map_err(|no| error::status(Code::InvalidArgument, no.reason(), no.to_string()))?;
+        let compared = self.0.jobs.rehearse(rules).await.map_err(error::store)?;
+        Ok(Response::new(convert::comparison(compared)))
     }
 }
