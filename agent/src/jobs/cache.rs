@@ -9,6 +9,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::core::Core;
@@ -20,6 +21,10 @@ use crate::{
     store::StoreError,
 };
 
+/// Records of jobs that the hub has the result of. The audit log knows them for longer.
+pub(super) const MAX_RECORDS: u64 = 10_000;
+/// So many more, before all of them are looked after at once.
+pub(super) const SLACK: u64 = 256;
 const UPKEEP: Duration = Duration::from_secs(600);
 /// Files of results that wait. The agent takes no more jobs before there are as many ends.
 const MAX_PENDING_FILES: usize = 5_000;
@@ -116,6 +121,14 @@ impl Core {
         self.shed(before).await
     }
 
+    /// Removes records of delivered jobs beyond the bound, and their output.
+    async fn thin(self: &Arc<Self>) -> Result<(), StoreError> {
+        let gone = self.deps.journal.thin(MAX_RECORDS).await?;
+        let core = Arc::clone(self);
+        let remove = move || gone.iter().for_each(|id| remove_dir(&core.job_dir(id)));
+        tokio::task::spawn_blocking(remove).await.map_err(|e| StoreError(e.to_string()))
+    }
+
     /// Removes the output of jobs whose records went, and the oldest of the others while there is
     /// too much. Blocks.
     fn trim(&self, pruned: &[JobId]) -> Result<(), StoreError> {
@@ -196,13 +209,18 @@ fn remove_dir(path: &Path) {
 
 /// Keeps the cache within its bounds, until the agent stops.
 pub(super) async fn run(core: Arc<Core>, shutdown: CancellationToken) {
+    let mut next = Instant::now();
     loop {
-        if let Err(error) = core.upkeep().await {
-            tracing::warn!(%error, "the cache was not looked after");
-        }
-        tokio::select! {
-            () = tokio::time::sleep(UPKEEP) => {}
+        let done = tokio::select! {
+            () = tokio::time::sleep_until(next) => {
+                next = Instant::now() + UPKEEP;
+                core.upkeep().await
+            }
+            () = core.crowded.notified() => core.thin().await,
             () = shutdown.cancelled() => return,
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "the cache was not looked after");
         }
     }
 }

@@ -134,6 +134,8 @@ pub(super) struct Core {
     pub(super) window: Window,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) pending_bytes: AtomicU64,
+    /// There are more records of delivered jobs than are kept.
+    pub(super) crowded: Notify,
     /// Output follows a result that was taken.
     pub(super) follow_up: Notify,
     /// Ask the hub now.

@@ -14,6 +14,7 @@ use jtnt_proto::{
 use serde::Deserialize;
 
 use super::{
+    cache::{MAX_RECORDS, SLACK},
     core::Core,
     results::{MAX_RESULT_BYTES, executed, summary},
 };
@@ -107,6 +108,9 @@ impl Core {
         }
         if follows {
             self.follow_up.notify_one();
+        }
+        if self.deps.journal.counts().delivered >= MAX_RECORDS + SLACK {
+            self.crowded.notify_one();
         }
         Ok(())
     }

@@ -96,6 +96,7 @@ impl Jobs {
             window: results::Window::default(),
             reports: sender,
             pending_bytes: AtomicU64::new(0),
+            crowded: Notify::new(),
             follow_up: Notify::new(),
             poke: Notify::new(),
             caught_up: tokio::sync::Mutex::default(),

@@ -58,6 +58,8 @@ pub struct Counts {
     pub running: u64,
     /// Ended or rejected, and not delivered.
     pub undelivered: u64,
+    /// Delivered, and still in the journal.
+    pub delivered: u64,
 }
 
 /// The journal's handle.
@@ -238,6 +240,18 @@ impl Journal {
     /// When it could not be made durable.
     pub async fn prune(&self, before: Timestamp, now: Timestamp) -> Result<Vec<JobId>, StoreError> {
         match self.ask(Op::Prune { before, now }).await? {
+            Answer::Pruned(ids) => Ok(ids),
+            Answer::Done | Answer::Admitted(_) => Err(mixed_up()),
+        }
+    }
+
+    /// Removes delivered jobs beyond `keep`, those that ended first; their ids stay used. Returns the
+    /// jobs removed, whose files may go. A crash in the next second may undo it.
+    ///
+    /// # Errors
+    /// When it could not be recorded.
+    pub async fn thin(&self, keep: u64) -> Result<Vec<JobId>, StoreError> {
+        match self.ask(Op::Thin { keep }).await? {
             Answer::Pruned(ids) => Ok(ids),
             Answer::Done | Answer::Admitted(_) => Err(mixed_up()),
         }

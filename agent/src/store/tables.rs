@@ -95,8 +95,9 @@ fn parsed<T: std::str::FromStr>(
 /// Counts without reading what has ended, however much that is.
 pub(super) fn count(db: &Database) -> Result<Counts, redb::Error> {
     let txn = db.begin_read()?;
-    let mut counts =
-        Counts { undelivered: txn.open_table(UNDELIVERED)?.len()?, ..Counts::default() };
+    let undelivered = txn.open_table(UNDELIVERED)?.len()?;
+    let delivered = txn.open_table(DELIVERED)?.len()?;
+    let mut counts = Counts { undelivered, delivered, ..Counts::default() };
     for entry in listed(&txn, UNFINISHED)? {
         match Place::of(&entry) {
             Place::Queued => counts.queued += 1,
@@ -163,23 +164,20 @@ impl Place {
 
 impl Counts {
     pub(super) const fn enter(&mut self, place: Place) {
-        if let Some(count) = self.of(place) {
-            *count += 1;
-        }
+        *self.of(place) += 1;
     }
 
     pub(super) const fn leave(&mut self, place: Place) {
-        if let Some(count) = self.of(place) {
-            *count = count.saturating_sub(1);
-        }
+        let count = self.of(place);
+        *count = count.saturating_sub(1);
     }
 
-    const fn of(&mut self, place: Place) -> Option<&mut u64> {
+    const fn of(&mut self, place: Place) -> &mut u64 {
         match place {
-            Place::Queued => Some(&mut self.queued),
-            Place::Running => Some(&mut self.running),
-            Place::Undelivered => Some(&mut self.undelivered),
-            Place::Delivered(_) => None,
+            Place::Queued => &mut self.queued,
+            Place::Running => &mut self.running,
+            Place::Undelivered => &mut self.undelivered,
+            Place::Delivered(_) => &mut self.delivered,
         }
     }
 }

@@ -103,7 +103,7 @@ async fn a_note_is_seen_at_once_and_durable_with_the_next_change() {
     let done = Entry { delivered: true, ..entry(1, State::Finished(Outcome::Ok)) };
     journal.note(done.clone()).await.unwrap();
     assert_eq!(journal.get(&id(1)).unwrap(), Some(done.clone()));
-    assert_eq!(journal.counts(), Counts::default());
+    assert_eq!(journal.counts(), Counts { delivered: 1, ..Counts::default() });
     journal.admit(entry(2, State::Queued)).await.unwrap();
     std::fs::copy(&live, &copy).unwrap();
     assert_eq!(open(&copy).unwrap().get(&id(1)).unwrap(), Some(done));
@@ -159,6 +159,7 @@ enum Step {
     Admit(u8),
     Update(u8, State, bool),
     Prune,
+    Thin(u64),
     Reopen,
 }
 
@@ -174,6 +175,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..6_u8).prop_map(Step::Admit),
         6 => (0..6_u8, state, any::<bool>()).prop_map(|(n, s, d)| Step::Update(n, s, d)),
         1 => Just(Step::Prune),
+        1 => (0..3_u64).prop_map(Step::Thin),
         1 => Just(Step::Reopen),
     ]
 }
@@ -187,6 +189,7 @@ proptest! {
         let path = dir.path().join("j");
         let mut journal = open(&path).unwrap();
         let (mut model, mut used) = (BTreeMap::<JobId, Entry>::new(), BTreeSet::new());
+        let mut came = Vec::new();
         for step in steps {
             match step {
                 Step::Admit(n) => {
@@ -194,6 +197,7 @@ proptest! {
                     let found = block_on(journal.admit(entry(n, State::Queued))).unwrap();
                     prop_assert_eq!(found == Admission::New, fresh);
                     if fresh {
+                        came.push(id(n));
                         model.insert(id(n), entry(n, State::Queued));
                     }
                 }
@@ -208,6 +212,16 @@ proptest! {
                 Step::Prune => {
                     block_on(journal.prune(hours(2), hours(2))).unwrap();
                     model.retain(|_, e| !e.delivered);
+                }
+                Step::Thin(keep) => {
+                    let ends = model.values().filter(|e| e.delivered);
+                    let mut ends: Vec<_> = ends.map(|e| e.job_id.clone()).collect();
+                    // All ended at once here, so the order in which they came decides.
+                    ends.sort_by_key(|id| came.iter().position(|other| other == id));
+                    let most = usize::try_from(keep).unwrap();
+                    let gone: Vec<_> = ends[..ends.len().saturating_sub(most)].to_vec();
+                    prop_assert_eq!(&block_on(journal.thin(keep)).unwrap(), &gone);
+                    model.retain(|id, _| !gone.contains(id));
                 }
                 Step::Reopen => {
                     drop(journal);
@@ -228,6 +242,7 @@ proptest! {
             prop_assert_eq!(ids(journal.recent(100, &|_| true).unwrap()), of(&|_| true));
             let counts = journal.counts();
             prop_assert_eq!(counts.queued, of(&|e| e.state == State::Queued).len() as u64);
+            prop_assert_eq!(counts.delivered, of(&|e| e.delivered).len() as u64);
         }
     }
 }

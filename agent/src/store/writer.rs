@@ -50,6 +50,10 @@ pub(super) enum Op {
         before: Timestamp,
         now: Timestamp,
     },
+    /// Delivered jobs beyond so many, the oldest ends first.
+    Thin {
+        keep: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -73,7 +77,7 @@ enum Commit {
 impl Op {
     const fn wants(&self) -> Commit {
         match self {
-            Self::Note(_) => Commit::Seen,
+            Self::Note(_) | Self::Thin { .. } => Commit::Seen,
             Self::Admit(..) | Self::Update(_) => Commit::Durable,
             // Nobody is kept waiting by these, and they may be all there is for hours.
             Self::Cursor { .. } | Self::Prune { .. } => Commit::Settled,
@@ -230,6 +234,7 @@ impl<'txn> Change<'txn> {
                 Ok(Answer::Done)
             }
             Op::Prune { before, now } => Ok(Answer::Pruned(self.prune(*before, *now)?)),
+            Op::Thin { keep } => Ok(Answer::Pruned(self.thin(*keep)?)),
         })
     }
 
@@ -307,10 +312,7 @@ impl<'txn> Change<'txn> {
             let (key, id) = row?;
             gone.push((key.value().1, id.value().to_owned()));
         }
-        for (number, id) in &gone {
-            self.order.remove(number)?;
-            self.jobs.remove(id.as_str())?;
-        }
+        self.remove(&gone)?;
         let forget = now.saturating_sub(SKEW).map_or(i64::MIN, Timestamp::as_microsecond);
         let mut forgotten = false;
         self.consumed.retain(|_, expires| {
@@ -319,8 +321,33 @@ impl<'txn> Change<'txn> {
             keep
         })?;
         let unasked = asked::prune(self.txn, &mut self.cursors, now)?;
-        self.changed |= forgotten || unasked || !gone.is_empty();
-        // Every id in the tables was a JobId when it was written.
-        Ok(gone.into_iter().filter_map(|(_, id)| JobId::try_from(id).ok()).collect())
+        self.changed |= forgotten || unasked;
+        Ok(ids(gone))
     }
+
+    fn thin(&mut self, keep: u64) -> Result<Vec<JobId>, redb::Error> {
+        let mut gone = Vec::new();
+        for _ in keep..self.counts.delivered {
+            let Some((key, id)) = self.delivered.pop_first()? else { break };
+            gone.push((key.value().1, id.value().to_owned()));
+        }
+        self.remove(&gone)?;
+        Ok(ids(gone))
+    }
+
+    /// Removes the records of jobs that are in no index but that of the order any more.
+    fn remove(&mut self, gone: &[(u64, String)]) -> Result<(), redb::Error> {
+        for (number, id) in gone {
+            self.order.remove(number)?;
+            self.jobs.remove(id.as_str())?;
+        }
+        self.counts.delivered = self.counts.delivered.saturating_sub(gone.len() as u64);
+        self.changed |= !gone.is_empty();
+        Ok(())
+    }
+}
+
+/// Every id in the tables was a [`JobId`] when it was written.
+fn ids(gone: Vec<(u64, String)>) -> Vec<JobId> {
+    gone.into_iter().filter_map(|(_, id)| JobId::try_from(id).ok()).collect()
 }
