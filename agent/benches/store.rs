@@ -130,6 +130,47 @@ fn durable(c: &mut Criterion) -> Outcome<()> {
     Ok(())
 }
 
+/// An agent that was killed comes back to 100,000 jobs, of which 1,000 still wait.
+fn recovery(c: &mut Criterion) -> Outcome<()> {
+    const JOBS: usize = 100_000;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let journal = Journal::open(&live, Arc::new(SystemClock))?;
+    let numbers: Vec<_> = (0..JOBS).collect();
+    for portion in numbers.chunks(1000) {
+        let journal = &journal;
+        let work = portion.iter().map(|n| async move {
+            let waits = entry(&format!("job-{n}"))?;
+            journal.admit(waits.clone()).await?;
+            if *n >= 1000 {
+                let state = State::Finished(jtnt_proto::hub::Outcome::Ok);
+                journal.update(Entry { state, delivered: true, ..waits }).await?;
+            }
+            Outcome::Ok(())
+        });
+        runtime.block_on(try_join_all(work))?;
+    }
+    // A copy of the open file is what a kill leaves.
+    c.bench_function("open a journal of 100,000 jobs after a kill", |b| {
+        b.iter_custom(|rounds| {
+            let mut all = Duration::ZERO;
+            for _ in 0..rounds {
+                let copied = std::fs::copy(&live, &copy);
+                all += timed(|| {
+                    copied?;
+                    let journal = Journal::open(&copy, Arc::new(SystemClock))?;
+                    let (waits, owed) = (journal.unfinished()?, journal.undelivered()?);
+                    black_box((waits, owed));
+                    Ok(())
+                });
+            }
+            all
+        });
+    });
+    Ok(())
+}
+
 /// A round that failed counts as an hour, so that it cannot pass for a fast one.
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 fn timed(work: impl FnOnce() -> Outcome<()>) -> Duration {
@@ -139,7 +180,7 @@ fn timed(work: impl FnOnce() -> Outcome<()>) -> Duration {
 
 #[expect(clippy::panic, reason = "a benchmark that cannot start has no other way to say so")]
 fn all(c: &mut Criterion) {
-    if let Err(error) = durable(c) {
+    if let Err(error) = durable(c).and_then(|()| recovery(c)) {
         panic!("{error}");
     }
 }
