@@ -1,6 +1,8 @@
 //! When the client certificate is to be renewed. First match wins: somebody asked, the hub's
 //! window, a short life, thirty days before its end.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 
 use super::health::SHORT_LIFE;
@@ -8,6 +10,10 @@ use super::health::SHORT_LIFE;
 const DAY: i64 = 24 * 60 * 60;
 const VERY_SHORT_LIFE: i64 = 10 * DAY;
 const BEFORE_END: i64 = 30 * DAY;
+const FIRST_WAIT: Duration = Duration::from_secs(60);
+const LAST_WAIT: Duration = Duration::from_secs(3600);
+const LEAST_WAIT: Duration = Duration::from_secs(5);
+const MOST_BETWEEN_LOOKS: Duration = Duration::from_secs(300);
 
 /// What the rule looks at.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +43,17 @@ pub enum Rule {
     ThirtyDays,
 }
 
+/// Who wants it renewed now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Nobody.
+    Nobody,
+    /// The hub, or an operator: not within a third of a life after the last renewal.
+    Someone,
+    /// An operator who means it.
+    Force,
+}
+
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -48,22 +65,20 @@ pub struct Plan {
     pub why: String,
 }
 
-/// When to renew. `forced`: somebody asked now.
+/// When to renew.
 #[must_use]
-pub fn plan(certificate: &Certificate, forced: bool, now: Timestamp) -> Plan {
+pub fn plan(certificate: &Certificate, asked: Asked, now: Timestamp) -> Plan {
     let Certificate { not_before, not_after, .. } = *certificate;
-    if forced {
-        let why = "it was asked for".to_owned();
-        return Plan { renew_at: now, rule: Rule::Forced, why };
-    }
     let life = not_before.duration_until(not_after).as_secs().max(0);
-    let (renew_at, rule, why) = if let Some(picked) = certificate.picked_in_window {
+    let (renew_at, rule, why) = if asked != Asked::Nobody {
+        (now, Rule::Forced, "it was asked for".to_owned())
+    } else if let Some(picked) = certificate.picked_in_window {
         (picked, Rule::HubWindow, "the hub suggested a window".to_owned())
     } else if life < SHORT_LIFE {
         let received = certificate.received_at.unwrap_or(not_before);
         let (part, words) =
             if life < VERY_SHORT_LIFE { (life / 2, "half") } else { (life * 2 / 3, "two thirds") };
-        let why = format!("it lives {} days: renewed after {words} of them", life / DAY);
+        let why = format!("it lives {}: renewed after {words} of that", span(life));
         (later(received, part), Rule::ShortLived, why)
     } else {
         let why = "30 days before it expires".to_owned();
@@ -71,11 +86,57 @@ pub fn plan(certificate: &Certificate, forced: bool, now: Timestamp) -> Plan {
     };
     // A hub that hands out certificates that are due at once must not keep us renewing.
     match certificate.last_renewal.map(|last| later(last, life / 3)) {
-        Some(earliest) if earliest > renew_at => {
+        Some(earliest) if earliest > renew_at && asked != Asked::Force => {
             let why = format!("{why}, but not within a third of its life after the last renewal");
             Plan { renew_at: earliest, rule, why }
         }
         _ => Plan { renew_at, rule, why },
+    }
+}
+
+/// Whether to act on a plan now. What has weeks left waits for the daily check (`daily`: it is being
+/// made), which may be missed for a day.
+#[must_use]
+pub fn is_due(plan: &Plan, daily: bool, now: Timestamp) -> bool {
+    let patience = if plan.rule == Rule::ThirtyDays && !daily { DAY } else { 0 };
+    later(plan.renew_at, patience) <= now
+}
+
+/// Where in the hub's window to renew: `drawn` from 0 to 1, once for each certificate. A window that
+/// is none, or lies outside of the certificate's life, says nothing.
+#[must_use]
+pub fn pick(
+    (start, end): (Timestamp, Timestamp),
+    (not_before, not_after): (Timestamp, Timestamp),
+    drawn: f64,
+) -> Option<Timestamp> {
+    let sound = not_before <= start && start <= end && end < not_after;
+    let span = start.duration_until(end);
+    sound.then(|| start.saturating_add(span.mul_f64(drawn.clamp(0.0, 1.0))).unwrap_or(start))
+}
+
+/// How long to wait after so many failures in a row: a minute, then twice as long each time, at most
+/// an hour and at most a thirtieth of the certificate's life; `drawn` from 0 to 1 spreads a fleet.
+#[must_use]
+pub fn wait_after(failures: u32, life: SignedDuration, drawn: f64) -> Duration {
+    let life = Duration::try_from(life).unwrap_or_default();
+    let most = FIRST_WAIT.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LAST_WAIT);
+    let most = most.min((life / 30).max(LEAST_WAIT));
+    most.mul_f64(0.5 + drawn.clamp(0.0, 1.0) / 2.0)
+}
+
+/// How often to look whether it is due. Timers stand still while a machine sleeps.
+#[must_use]
+pub fn look_every(life: SignedDuration) -> Duration {
+    let life = Duration::try_from(life).unwrap_or_default();
+    (life / 60).clamp(LEAST_WAIT, MOST_BETWEEN_LOOKS)
+}
+
+fn span(seconds: i64) -> String {
+    match seconds {
+        DAY.. => format!("{} days", seconds / DAY),
+        3600.. => format!("{} hours", seconds / 3600),
+        _ => format!("{} minutes", seconds / 60),
     }
 }
 
@@ -103,7 +164,7 @@ mod tests {
     }
 
     fn planned(certificate: &Certificate) -> (Rule, String) {
-        let plan = plan(certificate, false, at("2026-01-02T00:00:00Z"));
+        let plan = plan(certificate, Asked::Nobody, at("2026-01-02T00:00:00Z"));
         (plan.rule, plan.renew_at.to_string())
     }
 
@@ -125,7 +186,7 @@ mod tests {
         let picked = Some(at("2026-02-03T00:00:00Z"));
         let certificate = Certificate { picked_in_window: picked, ..of_days(8) };
         assert_eq!(planned(&certificate), (Rule::HubWindow, "2026-02-03T00:00:00Z".into()));
-        assert_eq!(plan(&certificate, true, Timestamp::UNIX_EPOCH).rule, Rule::Forced);
+        assert_eq!(plan(&certificate, Asked::Force, Timestamp::UNIX_EPOCH).rule, Rule::Forced);
     }
 
     #[test]
@@ -133,6 +194,123 @@ mod tests {
         let last_renewal = Some(at("2026-01-20T00:00:00Z"));
         let certificate = Certificate { last_renewal, ..of_days(30) };
         assert_eq!(planned(&certificate).1, "2026-01-30T00:00:00Z");
-        assert_eq!(plan(&certificate, true, Timestamp::UNIX_EPOCH).renew_at, Timestamp::UNIX_EPOCH);
+        assert_eq!(
+            plan(&certificate, Asked::Force, Timestamp::UNIX_EPOCH).renew_at,
+            Timestamp::UNIX_EPOCH
+        );
+    }
+
+    #[test]
+    fn whoever_asks_waits_for_a_third_of_a_life_unless_it_is_meant() {
+        let last_renewal = Some(at("2026-01-01T00:00:00Z"));
+        let certificate = Certificate { last_renewal, ..of_days(30) };
+        let now = at("2026-01-02T00:00:00Z");
+        let planned = plan(&certificate, Asked::Someone, now);
+        assert_eq!(planned.renew_at.to_string(), "2026-01-11T00:00:00Z");
+        assert!(!is_due(&planned, true, now));
+        assert!(is_due(&plan(&certificate, Asked::Force, now), false, now));
+    }
+
+    #[test]
+    fn what_has_weeks_left_waits_for_the_daily_check_and_no_longer_than_a_day() {
+        let planned = plan(&of_days(365), Asked::Nobody, Timestamp::UNIX_EPOCH);
+        let after = |seconds| later(planned.renew_at, seconds);
+        assert!(is_due(&planned, true, after(0)) && !is_due(&planned, true, after(-1)));
+        assert!(!is_due(&planned, false, after(DAY - 1)) && is_due(&planned, false, after(DAY)));
+        let short = plan(&of_days(8), Asked::Nobody, Timestamp::UNIX_EPOCH);
+        assert!(is_due(&short, false, short.renew_at));
+    }
+
+    #[test]
+    fn a_window_counts_only_within_the_certificates_life() {
+        let life = (at("2026-01-01T00:00:00Z"), at("2026-01-31T00:00:00Z"));
+        let window = (at("2026-01-10T00:00:00Z"), at("2026-01-20T00:00:00Z"));
+        let picked = |window, drawn| pick(window, life, drawn).map(|at| at.to_string());
+        assert_eq!(picked(window, 0.5), Some("2026-01-15T00:00:00Z".to_owned()));
+        assert_eq!(picked(window, 7.0), Some("2026-01-20T00:00:00Z".to_owned()));
+        assert_eq!(picked((window.1, window.0), 0.5), None);
+        assert_eq!(picked((window.0, life.1), 0.5), None);
+        assert_eq!(picked((Timestamp::MIN, window.1), 0.5), None);
+    }
+
+    /// A hub that is away now and then, a clock that jumps, and an agent that looks.
+    #[derive(Debug)]
+    struct World {
+        now: Timestamp,
+        certificate: Certificate,
+        renewals: Vec<Timestamp>,
+        failures: u32,
+        not_before_retry: Timestamp,
+    }
+
+    impl World {
+        fn look(&mut self, life: i64, daily: bool, reachable: bool) {
+            let planned = plan(&self.certificate, Asked::Nobody, self.now);
+            if !is_due(&planned, daily, self.now) || self.now < self.not_before_retry {
+                return;
+            }
+            if !reachable {
+                self.failures += 1;
+                let wait = wait_after(self.failures, SignedDuration::from_secs(life), 1.0);
+                self.not_before_retry = self.now.saturating_add(wait).unwrap();
+                return;
+            }
+            self.failures = 0;
+            self.renewals.push(self.now);
+            self.certificate = Certificate {
+                not_before: self.now,
+                not_after: later(self.now, life),
+                received_at: Some(self.now),
+                picked_in_window: None,
+                last_renewal: Some(self.now),
+            };
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_certificate_expires_under_a_hub_that_is_there_and_none_is_renewed_in_a_loop(
+            // From ten minutes to ten years, each order of magnitude as likely as another.
+            exponent in 0.0_f64..5.72,
+            // Of each tenth of a life: whether the hub is there, and how far the clock jumps.
+            tenths in proptest::collection::vec((proptest::bool::weighted(0.5), 0.0_f64..0.05), 60),
+        ) {
+            let life = (600.0 * 10_f64.powf(exponent)) as i64;
+            let start = at("2026-01-01T00:00:00Z");
+            let certificate = Certificate {
+                not_before: start,
+                not_after: later(start, life),
+                received_at: None,
+                picked_in_window: None,
+                last_renewal: None,
+            };
+            let mut world = World {
+                now: start, certificate, renewals: vec![], failures: 0, not_before_retry: start,
+            };
+            let look = i64::try_from(look_every(SignedDuration::from_secs(life)).as_secs()).unwrap();
+            // Many looks change nothing; for long lives fewer are made than an agent makes.
+            let step = look.max(life / 3000);
+            let mut there_for = 0;
+            for (reachable, jump) in tenths {
+                let end = later(world.now, life / 10);
+                while world.now < end {
+                    let day = world.now.as_second() / DAY;
+                    world.now = later(world.now, step);
+                    let daily = world.now.as_second() / DAY != day;
+                    there_for = if reachable { there_for + step } else { 0 };
+                    world.look(life, daily, reachable);
+                    let over = world.now >= world.certificate.not_after;
+                    // Within the last third of its life it is always due, but for the daily check.
+                    let long = there_for > life / 3 + 2 * DAY.min(life / 10);
+                    proptest::prop_assert!(!(over && long), "{world:?}");
+                }
+                // The clock is set: timers and certificates know nothing of it.
+                world.now = later(world.now, (life as f64 * jump) as i64);
+            }
+            for pair in world.renewals.windows(2) {
+                let between = pair[0].duration_until(pair[1]).as_secs();
+                proptest::prop_assert!(between >= life / 3, "{between} s of {life} s");
+            }
+        }
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     identity::{
         self, CertInfo, Identity, IdentityError, Paths, RootSource, Source,
         commit::{self, NewFile, Step},
-        x509::{CertFault, Judged, certificates},
+        x509::{CertFault, Judged, certificates, pem},
     },
     runtime::{
         clock::SharedClock,
@@ -338,20 +338,6 @@ fn files(
 fn config_file(ConfigFile { path, content }: ConfigFile) -> NewFile {
     let mode = durable::mode_of(&path);
     NewFile { target: path, content: content.into(), mode, folder_mode: 0o755 }
-}
-
-/// A certificate in PEM, 64 characters a line.
-fn pem(der: &[u8]) -> String {
-    let text = jtnt_proto::bytes::to_base64(der);
-    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
-    for (n, c) in text.chars().enumerate() {
-        if n > 0 && n % 64 == 0 {
-            out.push('\n');
-        }
-        out.push(c);
-    }
-    out.push_str("\n-----END CERTIFICATE-----\n");
-    out
 }
 
 #[cfg(test)]

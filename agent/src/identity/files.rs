@@ -36,6 +36,36 @@ impl Paths {
     }
 
     #[must_use]
+    pub fn client_crt_backup(&self) -> PathBuf {
+        self.data_dir.join("certs/client.crt.backup")
+    }
+
+    #[must_use]
+    pub fn client_key_backup(&self) -> PathBuf {
+        self.data_dir.join("certs/client.key.backup")
+    }
+
+    #[must_use]
+    pub fn client_crt_pending(&self) -> PathBuf {
+        self.data_dir.join("certs/client.crt.pending")
+    }
+
+    #[must_use]
+    pub fn client_key_pending(&self) -> PathBuf {
+        self.data_dir.join("certs/client.key.pending")
+    }
+
+    #[must_use]
+    pub fn client_csr_pending(&self) -> PathBuf {
+        self.data_dir.join("certs/client.csr.pending")
+    }
+
+    #[must_use]
+    pub fn renewal(&self) -> PathBuf {
+        self.data_dir.join("certs/renewal.json")
+    }
+
+    #[must_use]
     pub fn ca_bundle(&self) -> PathBuf {
         self.data_dir.join("certs/ca-bundle.crt")
     }
@@ -89,6 +119,34 @@ pub struct Source {
     pub machine_id_sha256: Option<Hash>,
 }
 
+/// A certificate with its intermediates, and its key, both as PEM and not judged.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// Leaf first.
+    pub crt: Vec<u8>,
+    /// PKCS#8.
+    pub key: Zeroizing<Vec<u8>>,
+}
+
+impl Pair {
+    /// The pair in these two files; nothing where one of them is not there.
+    ///
+    /// # Errors
+    /// When one cannot be read, or others can read the key.
+    pub fn read(crt: &Path, key: &Path) -> Result<Option<Self>, IdentityError> {
+        let failed = |path: &Path, e: &dyn std::fmt::Display| {
+            IdentityError::Unusable(format!("{}: {e}", path.display()))
+        };
+        let Some(pem) = optional(crt).map_err(|e| failed(crt, &e))? else { return Ok(None) };
+        if !key.exists() {
+            return Ok(None);
+        }
+        private(key).map_err(IdentityError::Unusable)?;
+        let secret = optional(key).map_err(|e| failed(key, &e))?;
+        Ok(secret.map(|secret| Self { crt: pem, key: Zeroizing::new(secret) }))
+    }
+}
+
 /// The contents of the files, none of them judged.
 pub(super) struct Files {
     pub(super) client_crt: Vec<u8>,
@@ -96,6 +154,19 @@ pub(super) struct Files {
     pub(super) ca_bundle: Vec<u8>,
     pub(super) root: Vec<u8>,
     pub(super) source: Source,
+}
+
+impl Files {
+    /// The same with another pair.
+    pub(super) fn with(&self, pair: Pair) -> Self {
+        Self {
+            client_crt: pair.crt,
+            client_key: pair.key,
+            ca_bundle: self.ca_bundle.clone(),
+            root: self.root.clone(),
+            source: self.source.clone(),
+        }
+    }
 }
 
 /// Reads all files, or nothing when none is there.

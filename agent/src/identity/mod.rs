@@ -23,7 +23,7 @@ use crate::{
     trust::Keyring,
 };
 
-pub use files::{Paths, Source};
+pub use files::{Pair, Paths, Source};
 pub use inspect::{Inspection, inspect};
 pub use machine::machine_id_sha256;
 pub use seal::SealKey;
@@ -102,9 +102,6 @@ pub fn load(paths: &Paths) -> Result<Identity, IdentityError> {
 /// Loads what is in place, on the machine of this id.
 pub(crate) fn load_placed(paths: &Paths, machine: Option<Hash>) -> Result<Identity, IdentityError> {
     let Some(files) = files::read(paths)? else { return Err(IdentityError::NotEnrolled) };
-    let unusable = |what: PathBuf, why: String| {
-        IdentityError::Unusable(format!("{}: {why}; enrol again: {ENROL_AGAIN}", what.display()))
-    };
     if let (Some(then), Some(now)) = (files.source.machine_id_sha256, machine)
         && then != now
     {
@@ -114,6 +111,76 @@ pub(crate) fn load_placed(paths: &Paths, machine: Option<Hash>) -> Result<Identi
             paths.data_dir.display()
         )));
     }
+    let why = match assemble(paths, &files) {
+        Ok(identity) => return Ok(identity),
+        Err(why) => why,
+    };
+    // Whatever happened to the pair in place: another whole one is better than none.
+    for (pair, what) in spare(paths) {
+        if let Ok(identity) = assemble(paths, &files.with(pair)) {
+            tracing::error!("{why}; the {what} pair of cert and key is used meanwhile");
+            return Ok(identity);
+        }
+    }
+    Err(why)
+}
+
+/// Pairs beside the one in place, the newest first.
+fn spare(paths: &Paths) -> impl Iterator<Item = (Pair, &'static str)> {
+    let pending = (paths.client_crt_pending(), paths.client_key_pending(), "pending");
+    let backup = (paths.client_crt_backup(), paths.client_key_backup(), "backup");
+    [pending, backup].into_iter().filter_map(|(crt, key, what)| {
+        let pair = Pair::read(&crt, &key).ok().flatten()?;
+        Some((pair, what))
+    })
+}
+
+/// The identity in place with another pair; `bundle` are authorities to be considered instead of
+/// those in place. Nothing is written.
+///
+/// # Errors
+/// As [`IdentityError`].
+pub fn with_pair(
+    paths: &Paths,
+    pair: Pair,
+    bundle: Option<Vec<u8>>,
+) -> Result<Identity, IdentityError> {
+    let Some(files) = files::read(paths)? else { return Err(IdentityError::NotEnrolled) };
+    let files = files.with(pair);
+    let ca_bundle = bundle.unwrap_or_else(|| files.ca_bundle.clone());
+    assemble(paths, &files::Files { ca_bundle, ..files })
+}
+
+/// Of the authorities that somebody offers, those that may be believed, beside those in place: what
+/// the root names, and what was accepted by `--hub-ca`. PEM.
+///
+/// # Errors
+/// As [`IdentityError`]; an offer that cannot be read is one.
+pub fn bundle_with(paths: &Paths, offered: &[u8]) -> Result<Vec<u8>, IdentityError> {
+    let Some(files) = files::read(paths)? else { return Err(IdentityError::NotEnrolled) };
+    let unusable = |why: String| IdentityError::Unusable(format!("the CA bundle: {why}"));
+    let keyring = Keyring::from_root(&files.root).map_err(|e| unusable(e.to_string()))?;
+    let mut allowed = keyring.root().ca_hashes();
+    allowed.extend(&files.source.extra_ca_sha256);
+    let before = x509::certificates(&files.ca_bundle).map_err(unusable)?;
+    let offered = x509::certificates(offered).map_err(unusable)?;
+    if allowed.is_empty() {
+        return Ok(files.ca_bundle);
+    }
+    let mut kept: Vec<CertificateDer<'static>> = Vec::new();
+    for ca in offered.into_iter().chain(before) {
+        if allowed.contains(&Hash::of(&ca)) && !kept.contains(&ca) {
+            kept.push(ca);
+        }
+    }
+    Ok(kept.iter().map(|ca| x509::pem(ca)).collect::<String>().into_bytes())
+}
+
+/// An identity of these contents, if it is whole.
+fn assemble(paths: &Paths, files: &files::Files) -> Result<Identity, IdentityError> {
+    let unusable = |what: PathBuf, why: String| {
+        IdentityError::Unusable(format!("{}: {why}; enrol again: {ENROL_AGAIN}", what.display()))
+    };
     let keyring =
         Keyring::from_root(&files.root).map_err(|e| unusable(paths.root(), e.to_string()))?;
     let audit = key::open(paths).map_err(IdentityError::Unusable)?;
@@ -121,7 +188,7 @@ pub(crate) fn load_placed(paths: &Paths, machine: Option<Hash>) -> Result<Identi
         return Err(unusable(paths.audit_key(), "the audit key is missing".to_owned()));
     };
     let id = agent_id(&audit.public_key());
-    let anchors = anchors(&keyring, &files).map_err(|why| unusable(paths.ca_bundle(), why))?;
+    let anchors = anchors(&keyring, files).map_err(|why| unusable(paths.ca_bundle(), why))?;
     let chain =
         x509::certificates(&files.client_crt).map_err(|why| unusable(paths.client_crt(), why))?;
     let judged = x509::Judged { chain: &chain, anchors: &anchors.issuers, agent_id: &id };
@@ -147,6 +214,12 @@ pub fn remove(paths: &Paths) -> io::Result<()> {
         paths.root(),
         paths.source(),
         paths.seal_key(),
+        paths.client_crt_backup(),
+        paths.client_key_backup(),
+        paths.client_crt_pending(),
+        paths.client_key_pending(),
+        paths.client_csr_pending(),
+        paths.renewal(),
     ];
     all.iter().try_for_each(|path| crate::runtime::durable::remove(path))
 }

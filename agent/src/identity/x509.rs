@@ -69,6 +69,21 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> 
     if found.is_empty() { Err("no certificate in it".to_owned()) } else { Ok(found) }
 }
 
+/// A certificate in PEM, 64 characters a line.
+#[must_use]
+pub fn pem(der: &[u8]) -> String {
+    let text = jtnt_proto::bytes::to_base64(der);
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    for (n, c) in text.chars().enumerate() {
+        if n > 0 && n % 64 == 0 {
+            out.push('\n');
+        }
+        out.push(c);
+    }
+    out.push_str("\n-----END CERTIFICATE-----\n");
+    out
+}
+
 /// The private key of a PEM file.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use super::{Answer, Deps, blocking};
 use crate::{
     admin::{convert, error},
     domain::{
-        cert_rule::{Certificate, Rule, plan},
+        cert_rule::{Asked, Certificate, Rule, plan},
         health,
     },
     identity::{self, IdentityError, Paths},
@@ -77,7 +77,7 @@ impl CertService for Cert {
             picked_in_window: None,
             last_renewal: None,
         };
-        let plan = plan(&certificate, false, s.time.now());
+        let plan = plan(&certificate, Asked::Nobody, s.time.now());
         let rule = match plan.rule {
             Rule::Forced => RenewalRule::Forced,
             Rule::HubWindow => RenewalRule::HubWindow,
