@@ -160,6 +160,9 @@ pub struct HeartbeatResponse {
     /// C2SP cosignature of the checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub witness: Option<String>,
+    /// Serial of the client certificate that the hub saw, lower hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_serial: Option<String>,
     /// The agent's own last checkpoint, when its log has shrunk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolled_back: Option<String>,

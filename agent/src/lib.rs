@@ -36,6 +36,7 @@ pub mod jobs;
 pub mod overview;
 pub mod platform;
 pub mod policy;
+pub mod renewal;
 pub mod runtime;
 pub mod shim;
 pub mod store;

@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["gate", "identity"],
     &["shim"],
     &["hub"],
-    &["enrol", "heartbeat", "policy", "jobs", "timetable"],
+    &["enrol", "renewal", "heartbeat", "policy", "jobs", "timetable"],
     &["overview"],
     &["admin"],
     &["config"],

@@ -130,6 +130,7 @@ impl Core {
             Event::TokenMade { .. }
             | Event::Enrolled { .. }
             | Event::CertificateIssued { .. }
+            | Event::CertificateUsed { .. }
             | Event::CertificateJudged { .. }
             | Event::OldCertificatesSet { .. }
             | Event::RootPublished { .. }
@@ -182,6 +183,22 @@ impl Core {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// Remembers that an agent came with a certificate.
+    pub(crate) fn used(&self, agent_id: &str, serial: &str) {
+        let mut inner = self.lock();
+        if inner.state.certificate(agent_id, serial).is_some_and(|known| !known.used) {
+            let (agent_id, serial) = (agent_id.to_owned(), serial.to_owned());
+            self.record(&mut inner, Event::CertificateUsed { agent_id, serial });
+        }
+    }
+
+    /// Whether an agent has come with the newest of its certificates.
+    pub(crate) fn newest_was_used(&self, agent_id: &str) -> bool {
+        let inner = self.lock();
+        let agent = inner.state.agents.get(agent_id);
+        agent.and_then(|agent| agent.certificates.back()).is_none_or(|newest| newest.used)
     }
 
     /// Makes a one-time token.

@@ -81,6 +81,12 @@ pub(crate) struct Certificate {
     pub(crate) not_after: Timestamp,
     /// Whether it still counts.
     pub(crate) standing: Standing,
+    /// Of the request that it answers.
+    #[serde(default)]
+    pub(crate) csr: Option<Hash>,
+    /// Whether an agent has come with it.
+    #[serde(default)]
+    pub(crate) used: bool,
 }
 
 /// Whether a certificate counts, whatever its dates say.
@@ -91,6 +97,8 @@ pub enum Standing {
     Good,
     /// Treated as if its time were over.
     Expired,
+    /// A newer one counts.
+    Replaced,
     /// Called back.
     Revoked,
 }
@@ -102,7 +110,7 @@ pub enum OldCertificates {
     /// It lives until its own end.
     #[default]
     OldStays,
-    /// It is revoked.
+    /// Only the newer one counts from then on.
     OldDies,
 }
 
@@ -158,6 +166,7 @@ pub(crate) enum Event {
     TokenMade { hash: Hash, expires_at: Timestamp },
     Enrolled { token: Hash, agent_id: String, agent: Box<Agent> },
     CertificateIssued { agent_id: String, certificate: Certificate },
+    CertificateUsed { agent_id: String, serial: String },
     CertificateJudged { agent_id: String, serial: String, standing: Standing },
     OldCertificatesSet { rule: OldCertificates },
     RootPublished { version: u64, envelope: Envelope },
@@ -188,6 +197,13 @@ impl State {
             }
             Event::CertificateIssued { agent_id, certificate } => {
                 self.renewed(&agent_id, certificate);
+            }
+            Event::CertificateUsed { agent_id, serial } => {
+                let agent = self.agents.get_mut(&agent_id);
+                let mut all = agent.into_iter().flat_map(|a| a.certificates.iter_mut());
+                if let Some(certificate) = all.find(|c| c.serial == serial) {
+                    certificate.used = true;
+                }
             }
             Event::CertificateJudged { agent_id, serial, standing } => {
                 let agent = self.agents.get_mut(&agent_id);
@@ -245,7 +261,9 @@ impl State {
         let Some(agent) = self.agents.get_mut(agent_id) else { return };
         if old == OldCertificates::OldDies {
             for before in &mut agent.certificates {
-                before.standing = Standing::Revoked;
+                if before.standing == Standing::Good {
+                    before.standing = Standing::Replaced;
+                }
             }
         }
         agent.certificates.push_back(certificate);

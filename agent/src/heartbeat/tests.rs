@@ -58,6 +58,7 @@ fn rig(saved: Option<Saved>) -> Rig {
 
 fn answer() -> HeartbeatResponse {
     HeartbeatResponse {
+        certificate_serial: None,
         hub_time: "2026-01-01T00:00:00Z".parse().unwrap(),
         hints: Hints::default(),
         witness: None,

@@ -45,6 +45,14 @@ pub struct Metrics {
     pub cert_rotation: IntCounterVec,
     /// `{reason}`: a job refused before policy was asked.
     pub jobs_rejected: IntCounterVec,
+    /// Unix seconds.
+    pub cert_not_before: Gauge,
+    /// Unix seconds.
+    pub cert_next_renewal: Gauge,
+    /// Unix seconds.
+    pub cert_last_success: Gauge,
+    /// Unix seconds.
+    pub cert_last_failure: Gauge,
     /// `{reason}`: output kept for the hub that went.
     pub output_dropped: IntCounterVec,
     /// `{version}`: 1.
@@ -185,6 +193,26 @@ impl Metrics {
                 &r,
                 "cert_expiration_timestamp",
                 "Unix time at which the client certificate expires; 0 without one.",
+            )?,
+            cert_not_before: gauge(
+                &r,
+                "cert_not_before_timestamp",
+                "Unix time at which the client certificate begins; 0 without one.",
+            )?,
+            cert_next_renewal: gauge(
+                &r,
+                "cert_next_renewal_timestamp",
+                "Unix time from which the client certificate is to be renewed; 0 without one.",
+            )?,
+            cert_last_success: gauge(
+                &r,
+                "cert_rotation_last_success_timestamp",
+                "Unix time of the last renewal since the agent started; 0 without one.",
+            )?,
+            cert_last_failure: gauge(
+                &r,
+                "cert_rotation_last_failure_timestamp",
+                "Unix time of the last renewal that failed since the agent started; 0 without one.",
             )?,
             cpu_percent: gauge(&r, "system_cpu_usage_percent", "CPU use of the machine, 0-100.")?,
             memory_used: gauge(&r, "system_memory_used_bytes", "Memory in use on the machine.")?,

@@ -8,4 +8,6 @@ mod heart;
 #[cfg(test)]
 mod probe;
 #[cfg(test)]
+mod renewal;
+#[cfg(test)]
 mod support;

@@ -19,9 +19,12 @@ use crate::{
 pub(crate) struct Caller {
     /// Its id.
     pub(crate) agent_id: String,
+    /// Of its certificate, lower hex.
+    pub(crate) serial: String,
 }
 
-/// An enrolled agent whose certificate may be over, but was never called back.
+/// An enrolled agent whose certificate may be over, or replaced by one that it never used, but was
+/// never called back.
 #[derive(Debug, Clone)]
 pub(crate) struct Renewing(pub(crate) Peer);
 
@@ -30,11 +33,19 @@ impl FromRequestParts<Shared> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, core: &Shared) -> Result<Self, Refusal> {
         let peer = peer(parts)?;
-        if standing(core, peer)? == Standing::Expired {
-            let why = "the client certificate has expired; renew it or enrol again";
-            return Err(Refusal::forbidden("CERTIFICATE_EXPIRED", why));
+        match standing(core, peer)? {
+            Standing::Expired => {
+                let why = "the client certificate has expired; renew it or enrol again";
+                return Err(Refusal::forbidden("CERTIFICATE_EXPIRED", why));
+            }
+            Standing::Replaced => {
+                let why = "the client certificate was replaced by a newer one; use that";
+                return Err(Refusal::forbidden("CERTIFICATE_REPLACED", why));
+            }
+            Standing::Good | Standing::Revoked => {}
         }
-        Ok(Self { agent_id: peer.agent_id.clone() })
+        core.used(&peer.agent_id, &peer.serial);
+        Ok(Self { agent_id: peer.agent_id.clone(), serial: peer.serial.clone() })
     }
 }
 
@@ -43,9 +54,18 @@ impl FromRequestParts<Shared> for Renewing {
 
     async fn from_request_parts(parts: &mut Parts, core: &Shared) -> Result<Self, Refusal> {
         let peer = peer(parts)?;
-        if standing(core, peer)? == Standing::Expired && !core.settings.renews_expired {
-            let why = "this hub does not renew expired certificates; enrol again";
-            return Err(Refusal::forbidden("CERTIFICATE_EXPIRED", why));
+        match standing(core, peer)? {
+            Standing::Expired if !core.settings.renews_expired => {
+                let why = "this hub does not renew expired certificates; enrol again";
+                return Err(Refusal::forbidden("CERTIFICATE_EXPIRED", why));
+            }
+            // Whoever got a newer one and lost it on the way has this one alone. Once the newer
+            // one was seen, this one is over.
+            Standing::Replaced if core.newest_was_used(&peer.agent_id) => {
+                let why = "the client certificate was replaced by a newer one; use that";
+                return Err(Refusal::forbidden("CERTIFICATE_REPLACED", why));
+            }
+            Standing::Good | Standing::Expired | Standing::Replaced | Standing::Revoked => {}
         }
         Ok(Self(peer.clone()))
     }

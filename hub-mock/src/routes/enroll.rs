@@ -71,6 +71,8 @@ pub(super) fn certificate(issued: &Issued) -> Certificate {
         pem: issued.pem.clone(),
         not_after: issued.not_after,
         standing: Standing::Good,
+        csr: None,
+        used: false,
     }
 }
 

@@ -31,7 +31,14 @@ pub(super) async fn heartbeat(
     }
     let hints = core.heartbeat(said);
     let hub_time = clock::now();
-    Ok(Json(HeartbeatResponse { hub_time, hints, witness: None, rolled_back: None }))
+    let certificate_serial = Some(caller.serial);
+    Ok(Json(HeartbeatResponse {
+        hub_time,
+        hints,
+        witness: None,
+        certificate_serial,
+        rolled_back: None,
+    }))
 }
 
 fn checked(said: &HeartbeatRequest, caller: &Caller) -> Result<(), Refusal> {

@@ -130,6 +130,7 @@ pub(crate) async fn send(hub: &Handle, identity: Option<&Identity>, ask: Ask) ->
 }
 
 /// An enrolled agent.
+#[derive(Clone)]
 pub(crate) struct Agent {
     pub(crate) id: String,
     pub(crate) audit: SigningKey,

@@ -1,0 +1,328 @@
+//! Renewal of the client certificate, so that no machine is stranded by it.
+//!
+//! The order is the point. A new key and its request are durable before the hub is asked; the new
+//! certificate is durable before it is tried; it is tried, over a connection of its own, before it
+//! takes its place; and what was there before stays beside it. However it is killed, a whole pair is
+//! in place, and the next try goes on where this one ended.
+
+mod error;
+mod keep;
+mod pending;
+mod task;
+
+use std::{fmt, future::Future, io, pin::Pin, sync::Arc};
+
+use jtnt_proto::{
+    bytes::Base64,
+    hub::{RenewRequest, RenewResponse},
+    identity::renew_proof_message,
+};
+
+use self::pending::Pending;
+pub use self::{
+    error::RenewError,
+    keep::{Known, clean_backup, facts},
+    task::{Renewal, RenewalStatus, Report, Task},
+};
+use crate::{
+    domain::cert_rule,
+    hub::{HubClient, HubError},
+    identity::{
+        self, CertInfo, Identity, IdentityError, Pair, Paths,
+        commit::{self, NewFile},
+        x509::{CertFault, info},
+    },
+    runtime::{
+        clock::SharedClock,
+        durable,
+        entropy::{SharedEntropy, fraction},
+        lock::Lock,
+        signer::AuditSigner,
+    },
+};
+
+const MAX_CRT_BYTES: u64 = 2 << 20;
+
+/// Makes a client of an identity that is not in place; nothing where there is no hub.
+pub type Connect = Arc<dyn Fn(&Identity) -> Option<HubClient> + Send + Sync>;
+type Seen = Pin<Box<dyn Future<Output = Result<Option<String>, HubError>> + Send>>;
+/// Shows a certificate to the hub; which serial the hub saw, if it tells.
+pub type Prove = Arc<dyn Fn(HubClient, CertInfo) -> Seen + Send + Sync>;
+
+/// What a renewal needs.
+#[derive(Clone)]
+pub struct Deps {
+    /// Where the identity is.
+    pub paths: Paths,
+    /// The audit key: a stolen TLS key alone renews nothing.
+    pub signer: Arc<dyn AuditSigner>,
+    /// Time.
+    pub clock: SharedClock,
+    /// Chance.
+    pub entropy: SharedEntropy,
+    /// See [`Connect`].
+    pub connect: Connect,
+    /// See [`Prove`].
+    pub prove: Prove,
+}
+
+impl fmt::Debug for Deps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deps").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+/// Where a renewal or a way back is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The hub is asked for a certificate.
+    Asking,
+    /// Its answer is judged.
+    Checking,
+    /// The hub is shown the new one.
+    Trying,
+    /// It takes its place.
+    Installing,
+}
+
+impl Step {
+    /// For people.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Asking => "asking the hub for a cert",
+            Self::Checking => "checking the cert",
+            Self::Trying => "showing it to the hub",
+            Self::Installing => "putting it in place",
+        }
+    }
+}
+
+/// A certificate took the place of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replaced {
+    /// Serial of the one before, lower hex.
+    pub before: String,
+    /// The one that counts now.
+    pub cert: CertInfo,
+}
+
+impl Deps {
+    /// Gets a new certificate and puts it in place.
+    ///
+    /// # Errors
+    /// As [`RenewError`]; the pair in place is as it was then.
+    pub async fn renew(
+        &self,
+        hub: &HubClient,
+        current: &Identity,
+        told: &mut (dyn FnMut(Step) + Send),
+    ) -> Result<Replaced, RenewError> {
+        let (pair, bundle, picked_at) = match self.waiting(current) {
+            Some(pair) => (pair, None, None),
+            None => self.issue(hub, current, told).await?,
+        };
+        let tried = identity::with_pair(&self.paths, pair.clone(), bundle.clone())
+            .map_err(|e| RenewError::unusable(&e))?;
+        told(Step::Trying);
+        self.try_out(&tried).await?;
+        told(Step::Installing);
+        let known = Known {
+            serial: tried.cert.serial.clone(),
+            received_at: self.clock.now(),
+            renewed: true,
+            picked_at,
+            before: current.cert.serial.clone(),
+        };
+        self.install(pair, bundle, &known)?;
+        Ok(Replaced { before: known.before, cert: tried.cert })
+    }
+
+    /// Puts the pair before back in place; the one that is there becomes the backup. `prove`: only
+    /// if the hub takes it.
+    ///
+    /// # Errors
+    /// As [`RenewError`]; the pair in place is as it was then.
+    pub async fn roll_back(
+        &self,
+        prove: bool,
+        told: &mut (dyn FnMut(Step) + Send),
+    ) -> Result<Replaced, RenewError> {
+        told(Step::Checking);
+        let (crt, key) = (self.paths.client_crt_backup(), self.paths.client_key_backup());
+        let backup = Pair::read(&crt, &key).map_err(|e| RenewError::bad_backup(&e))?;
+        let backup = backup.ok_or_else(RenewError::no_backup)?;
+        let tried = identity::with_pair(&self.paths, backup.clone(), None)
+            .map_err(|e| RenewError::bad_backup(&e))?;
+        self.is_current(&tried.cert).map_err(|e| RenewError::bad_backup(&e))?;
+        if prove {
+            told(Step::Trying);
+            let client = (self.connect)(&tried).ok_or_else(RenewError::no_hub)?;
+            let seen = (self.prove)(client, tried.cert.clone()).await;
+            same(&tried.cert, seen.map_err(|e| RenewError::unproven(&e))?)?;
+        }
+        told(Step::Installing);
+        let before = Pair::read(&self.paths.client_crt(), &self.paths.client_key());
+        let before = before.ok().flatten().and_then(|pair| serial_of(&pair));
+        let known = Known {
+            serial: tried.cert.serial.clone(),
+            received_at: self.clock.now(),
+            renewed: false,
+            picked_at: None,
+            before: before.unwrap_or_default(),
+        };
+        self.install(backup, None, &known)?;
+        Ok(Replaced { before: known.before, cert: tried.cert })
+    }
+
+    /// A pair that an earlier try got and did not bring to its place. What cannot be used is
+    /// forgotten.
+    fn waiting(&self, current: &Identity) -> Option<Pair> {
+        let pair = Pending::find(&self.paths)?.pair()?;
+        let found = identity::with_pair(&self.paths, pair.clone(), None).ok();
+        let good = found.is_some_and(|found| {
+            found.cert.serial != current.cert.serial && self.is_current(&found.cert).is_ok()
+        });
+        if !good {
+            self.forget();
+        }
+        good.then_some(pair)
+    }
+
+    /// Asks the hub, and keeps what it answers once that is judged.
+    async fn issue(
+        &self,
+        hub: &HubClient,
+        current: &Identity,
+        told: &mut (dyn FnMut(Step) + Send),
+    ) -> Result<(Pair, Option<Vec<u8>>, Option<jiff::Timestamp>), RenewError> {
+        told(Step::Asking);
+        let mut pending = match Pending::find(&self.paths) {
+            Some(pending) if !self.is_in_place(&pending) => pending,
+            _ => Pending::make(&self.paths, &current.agent_id)?,
+        };
+        let answer = hub.renew(&self.request(&pending, current)).await;
+        let answer = answer.map_err(|e| RenewError::asked(&e))?;
+        told(Step::Checking);
+        let judged = self.judge(&pending, &answer, hub);
+        let (pair, bundle, cert) = judged.inspect_err(|_| self.forget())?;
+        pending.issued(&self.paths, &pair.crt)?;
+        let picked = answer.window.and_then(|window| {
+            let (life, drawn) =
+                ((cert.not_before, cert.not_after), fraction(self.entropy.as_ref()));
+            cert_rule::pick((window.start, window.end), life, drawn)
+        });
+        Ok((pair, bundle, picked))
+    }
+
+    fn request(&self, pending: &Pending, current: &Identity) -> RenewRequest {
+        let (at, serial) = (self.clock.now(), current.cert.serial.clone());
+        let message =
+            renew_proof_message(&current.agent_id, &serial, &pending.csr, &at.to_string());
+        let proof = Base64(self.signer.sign(&message).to_vec());
+        RenewRequest { csr: pending.csr.clone(), serial, at, proof }
+    }
+
+    /// Believes nothing of the answer before it fits the key, the agent, the root and the time.
+    fn judge(
+        &self,
+        pending: &Pending,
+        answer: &RenewResponse,
+        hub: &HubClient,
+    ) -> Result<(Pair, Option<Vec<u8>>, CertInfo), RenewError> {
+        let unusable = |e: IdentityError| RenewError::unusable(&e);
+        let bundle = identity::bundle_with(&self.paths, answer.ca_bundle.as_bytes());
+        let bundle = bundle.map_err(unusable)?;
+        let pair = pending.pair_with(answer.certificate.clone().into_bytes());
+        let found = identity::with_pair(&self.paths, pair.clone(), Some(bundle.clone()));
+        let cert = found.map_err(unusable)?.cert;
+        self.is_current(&cert).map_err(|e| RenewError::dates(&e, hub.clock_offset()))?;
+        Ok((pair, Some(bundle), cert))
+    }
+
+    async fn try_out(&self, tried: &Identity) -> Result<(), RenewError> {
+        let client = (self.connect)(tried).ok_or_else(RenewError::no_hub)?;
+        match (self.prove)(client, tried.cert.clone()).await {
+            Ok(seen) => same(&tried.cert, seen),
+            Err(error) => {
+                let error = RenewError::tried(&error);
+                if !error.transient {
+                    self.forget();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Both pairs, the authorities and what is known change places at once: see
+    /// [`identity::commit`].
+    fn install(
+        &self,
+        pair: Pair,
+        bundle: Option<Vec<u8>>,
+        known: &Known,
+    ) -> Result<(), RenewError> {
+        let paths = &self.paths;
+        let failed = |e: io::Error| RenewError::storage("the cert was not put in place", &e);
+        let _lock = Lock::take(&paths.enrol_lock(), "jtnt-agent, replacing its cert")
+            .map_err(|e| RenewError::busy(&e))?;
+        let file = |target, content: Vec<u8>, mode| NewFile {
+            target,
+            content: content.into(),
+            mode,
+            folder_mode: 0o700,
+        };
+        let mut files = vec![
+            file(paths.client_key(), pair.key.to_vec(), durable::PRIVATE),
+            file(paths.client_crt(), pair.crt, durable::PUBLIC),
+        ];
+        files.extend(bundle.map(|bundle| file(paths.ca_bundle(), bundle, durable::PUBLIC)));
+        if let Ok(Some(before)) = Pair::read(&paths.client_crt(), &paths.client_key()) {
+            let (key, crt) = (paths.client_key_backup(), paths.client_crt_backup());
+            files.push(file(key, before.key.to_vec(), durable::PRIVATE));
+            files.push(file(crt, before.crt, durable::PUBLIC));
+        }
+        let known = serde_json::to_vec(known).map_err(|e| failed(e.into()))?;
+        files.push(file(paths.renewal(), known, durable::PUBLIC));
+        commit::commit(&paths.data_dir, &files, &mut |_| Ok(())).map_err(failed)?;
+        self.forget();
+        Ok(())
+    }
+
+    /// A key that has taken its place is no news.
+    fn is_in_place(&self, pending: &Pending) -> bool {
+        let placed = Pair::read(&self.paths.client_crt(), &self.paths.client_key());
+        let own = pending.pair_with(Vec::new()).key;
+        placed.is_ok_and(|placed| placed.is_some_and(|placed| placed.key == own))
+    }
+
+    fn is_current(&self, cert: &CertInfo) -> Result<(), CertFault> {
+        let now = self.clock.now();
+        if now < cert.not_before {
+            return Err(CertFault::NotYetValid(cert.not_before));
+        }
+        if now >= cert.not_after {
+            return Err(CertFault::Expired(cert.not_after));
+        }
+        Ok(())
+    }
+
+    fn forget(&self) {
+        if let Err(error) = Pending::discard(&self.paths) {
+            tracing::warn!(%error, "the traces of a cert renewal stay");
+        }
+    }
+}
+
+fn serial_of(pair: &Pair) -> Option<String> {
+    let chain = identity::x509::certificates(&pair.crt).ok()?;
+    Some(info(chain.first()?).ok()?.serial)
+}
+
+/// A hub that tells what it saw must have seen what it was shown.
+fn same(shown: &CertInfo, seen: Option<String>) -> Result<(), RenewError> {
+    match seen {
+        Some(seen) if seen != shown.serial => Err(RenewError::not_seen(&shown.serial, &seen)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,79 @@
+//! A renewal under way, on disk: the new key and its request before the hub is asked, the new
+//! certificate before it is tried. A process that was killed goes on from there, with the same key.
+
+use std::io;
+
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
+use zeroize::Zeroizing;
+
+use super::error::RenewError;
+use crate::{
+    identity::{Pair, Paths},
+    runtime::durable,
+};
+
+const MAX_BYTES: u64 = 64 * 1024;
+
+/// What is there of it.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// PEM.
+    pub(super) csr: String,
+    key: Zeroizing<Vec<u8>>,
+    crt: Option<Vec<u8>>,
+}
+
+impl Pending {
+    /// What an earlier try has left; nothing where that is not whole.
+    pub(super) fn find(paths: &Paths) -> Option<Self> {
+        let key = Zeroizing::new(durable::read(&paths.client_key_pending(), MAX_BYTES).ok()?);
+        let csr = durable::read(&paths.client_csr_pending(), MAX_BYTES).ok()?;
+        let csr = String::from_utf8(csr).ok()?;
+        let crt = durable::read(&paths.client_crt_pending(), super::MAX_CRT_BYTES).ok();
+        Some(Self { csr, key, crt })
+    }
+
+    /// A new key and its request, durable. The request comes last: only with it is there anything.
+    pub(super) fn make(paths: &Paths, agent_id: &str) -> Result<Self, RenewError> {
+        let made = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).and_then(|key| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, agent_id);
+            let csr = params.serialize_request(&key)?.pem()?;
+            Ok((Zeroizing::new(key.serialize_pem().into_bytes()), csr))
+        });
+        let (key, csr) = made.map_err(|e| RenewError::key(&e))?;
+        let written = Self::discard(paths).and_then(|()| {
+            durable::replace(&paths.client_key_pending(), &key, durable::PRIVATE)?;
+            durable::replace(&paths.client_csr_pending(), csr.as_bytes(), durable::PUBLIC)
+        });
+        written.map_err(|e| RenewError::storage("the new key was not stored", &e))?;
+        Ok(Self { csr, key, crt: None })
+    }
+
+    /// The pair, once the hub has issued its certificate.
+    pub(super) fn pair(&self) -> Option<Pair> {
+        let crt = self.crt.clone()?;
+        Some(Pair { crt, key: self.key.clone() })
+    }
+
+    /// The pair that this certificate would make.
+    pub(super) fn pair_with(&self, crt: Vec<u8>) -> Pair {
+        Pair { crt, key: self.key.clone() }
+    }
+
+    /// Keeps what the hub has issued.
+    pub(super) fn issued(&mut self, paths: &Paths, crt: &[u8]) -> Result<(), RenewError> {
+        durable::replace(&paths.client_crt_pending(), crt, durable::PUBLIC)
+            .map_err(|e| RenewError::storage("the new cert was not stored", &e))?;
+        self.crt = Some(crt.to_vec());
+        Ok(())
+    }
+
+    /// Forgets all of it. The key goes last, or what is left would be a request without one.
+    pub(super) fn discard(paths: &Paths) -> io::Result<()> {
+        let all =
+            [paths.client_crt_pending(), paths.client_csr_pending(), paths.client_key_pending()];
+        all.iter().try_for_each(|path| durable::remove(path))
+    }
+}
