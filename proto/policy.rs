@@ -116,7 +116,7 @@ pub struct ExecRule {
     /// Absolute path or glob: `*` stays within a directory, `**` does not.
     pub path: String,
     /// Arguments; none at all when absent.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "ArgsRule::is_none")]
     pub args: ArgsRule,
     /// The program's own bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -128,7 +128,7 @@ pub struct ExecRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
     /// What it may execute itself.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Children::is_system")]
     pub children: Children,
     /// Whether it may reach Unix sockets of the machine.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -155,7 +155,7 @@ pub struct ScriptRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signer: Option<KeyId>,
     /// Arguments; none at all when absent.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "ArgsRule::is_none")]
     pub args: ArgsRule,
     /// Names of environment variables a job may set.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -164,7 +164,7 @@ pub struct ScriptRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
     /// What it may execute itself.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Children::is_system")]
     pub children: Children,
     /// Whether it may reach Unix sockets of the machine.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -217,6 +217,12 @@ pub enum ArgsRule {
 }
 
 impl ArgsRule {
+    /// Whether it is about no arguments at all.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Whether an agent can take it.
     ///
     /// # Errors
@@ -299,6 +305,13 @@ pub enum Children {
     Rules,
     /// Nothing.
     None,
+}
+
+impl Children {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde wants")]
+    const fn is_system(&self) -> bool {
+        matches!(self, Self::System)
+    }
 }
 
 /// Ceilings for every job. A job may ask for less, never for more.

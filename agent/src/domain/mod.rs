@@ -13,3 +13,4 @@ pub mod job;
 pub mod policy;
 pub mod recovery;
 pub mod schedule;
+pub mod seen;

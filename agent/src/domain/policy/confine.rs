@@ -63,7 +63,7 @@ pub const NETWORK: &[(&str, &[Access])] = &[
     ("/etc/protocols", FILES),
 ];
 /// Places of a job's own. What a rule opens below them stands in them, and is as open as they are.
-const OWN: &[&str] = &["/proc", "/tmp", "/var/tmp", "/dev"];
+pub const OWN: &[&str] = &["/proc", "/tmp", "/var/tmp", "/dev"];
 const PROGRAMS: &[Access] = &[Access::Read, Access::Execute];
 const FILES: &[Access] = &[Access::Read];
 

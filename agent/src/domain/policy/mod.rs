@@ -3,6 +3,7 @@
 //! Nothing is allowed unless a rule says so, and a deny that applies wins over every allow. The
 //! engine sees paths that were already opened and resolved; it never touches a file.
 
+pub mod learn;
 pub mod pattern;
 
 mod args;
@@ -22,7 +23,7 @@ use jtnt_proto::{
 };
 
 pub use compile::CompileError;
-pub use confine::{Area, Confinement, Found, NETWORK, SYSTEM, Shape};
+pub use confine::{Area, Confinement, Found, NETWORK, OWN, SYSTEM, Shape};
 pub use jtnt_proto::policy_env as env;
 
 /// A compiled document.
