@@ -56,6 +56,7 @@ async fn one(launcher: &Launcher, plan: &Plan, as_other: bool) -> Outcome<Durati
         plan: Plan { confinement: Confinement::default(), ..plan.clone() },
         output_bytes: 1 << 20,
         secrets: Vec::new(),
+        watch: None,
         timeout: Duration::from_secs(60),
         grace: Duration::from_secs(1),
     };

@@ -174,6 +174,12 @@ impl Enforcement {
         }
     }
 
+    /// Whether violations pass by the policy's own word.
+    #[must_use]
+    pub fn is_monitor(&self) -> bool {
+        matches!(self, Self::Partial(gaps) if gaps.contains(&Gap::Monitor))
+    }
+
     /// Whether it is what somebody requires.
     #[must_use]
     pub const fn meets(&self, required: RequireEnforcement) -> bool {

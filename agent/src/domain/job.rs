@@ -117,6 +117,9 @@ pub struct Entry {
     /// The rule that decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// Whether violations passed, so that it was watched.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub monitored: bool,
     /// What the operating system enforced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforcement: Option<String>,

@@ -269,6 +269,7 @@ pub(super) fn entry_of(
         user: None,
         policy_version: 0,
         rule: None,
+        monitored: false,
         enforcement: None,
         stdout_bytes: 0,
         stderr_bytes: 0,

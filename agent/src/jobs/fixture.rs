@@ -68,6 +68,7 @@ pub(crate) fn entry(id: &str) -> Entry {
         user: None,
         policy_version: 0,
         rule: None,
+        monitored: false,
         enforcement: None,
         stdout_bytes: 0,
         stderr_bytes: 0,

@@ -232,9 +232,9 @@ async fn judge(
     }
     let (gate, keyring, work) = (core.deps.gate.clone(), keyring.clone(), job.get().clone());
     let now = facts.now;
-    let ask = move || permit::ask_first(&gate, &keyring, &work, now);
-    let asked = tokio::task::spawn_blocking(ask).await;
-    let (permit, asked) = asked.map_err(|e| StoreError(e.to_string()))?;
+    let ask = move || permit::ask(&gate, &keyring, &work, now);
+    let permit = tokio::task::spawn_blocking(ask).await.map_err(|e| StoreError(e.to_string()))?;
+    let asked = Question::of(&permit.asked);
     if !permit.allowed {
         return Ok((Err(Refusal::by_policy(&permit)), asked));
     }

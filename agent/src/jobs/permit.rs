@@ -11,7 +11,6 @@ use jtnt_proto::{
 use crate::{
     domain::{asked::Asked, enforcement::Enforcement},
     gate::{Destination, Gate, Program, Ruling, Source},
-    store::Question,
     trust::Keyring,
 };
 
@@ -27,6 +26,7 @@ pub(super) enum Opened {
 /// A ruling without its type.
 #[derive(Debug)]
 pub(super) struct Permit {
+    pub(super) asked: Asked,
     pub(super) allowed: bool,
     pub(super) monitored: bool,
     pub(super) reason: &'static str,
@@ -42,8 +42,9 @@ pub(super) struct Permit {
 }
 
 impl Permit {
-    fn of<T>(ruling: Ruling<T>, opened: impl FnOnce(T) -> Opened) -> Self {
+    fn of<T>(asked: Asked, ruling: Ruling<T>, opened: impl FnOnce(T) -> Opened) -> Self {
         Self {
+            asked,
             allowed: ruling.allowed,
             monitored: ruling.monitored,
             reason: ruling.reason,
@@ -60,34 +61,33 @@ impl Permit {
     }
 }
 
+impl Permit {
+    /// What it asked and whom it runs as, if it is to be watched: a violation of it passes, or, where
+    /// the whole policy only monitors, those of its files do.
+    pub(super) fn to_watch(&self) -> Option<Asked> {
+        let watched = self.allowed && (self.monitored || self.enforcement.is_monitor());
+        let run_as = self.run_as.clone().or_else(|| self.asked.run_as.clone());
+        watched.then(|| Asked { run_as, ..self.asked.clone() })
+    }
+}
+
 /// Asks. Opens files, and may read them whole, so it blocks.
 pub(super) fn ask(gate: &Gate, keyring: &Keyring, job: &Job, now: Timestamp) -> Permit {
-    answer(gate, &signers(keyring, job, now), job, now)
-}
-
-/// The same, and what was asked, for a job that is asked about for the first time.
-pub(super) fn ask_first(
-    gate: &Gate,
-    keyring: &Keyring,
-    job: &Job,
-    now: Timestamp,
-) -> (Permit, Option<Question>) {
     let signers = signers(keyring, job, now);
-    (answer(gate, &signers, job, now), Question::of(&Asked::of(job, &signers)))
-}
-
-fn answer(gate: &Gate, signers: &[KeyId], job: &Job, now: Timestamp) -> Permit {
+    let asked = Asked::of(job, &signers);
     match &job.work {
         Work::Exec(exec) => {
             let ruling = gate.with_limits(gate.exec(exec, now), &job.limits);
-            Permit::of(ruling, Opened::Program)
+            Permit::of(asked, ruling, Opened::Program)
         }
         Work::Script(script) => {
-            let ruling = gate.with_limits(gate.script(script, signers, now), &job.limits);
-            Permit::of(ruling, Opened::Program)
+            let ruling = gate.with_limits(gate.script(script, &signers, now), &job.limits);
+            Permit::of(asked, ruling, Opened::Program)
         }
-        Work::Download(download) => Permit::of(gate.download(download, now), Opened::Destination),
-        Work::Upload(upload) => Permit::of(gate.upload(upload, now), Opened::Source),
+        Work::Download(download) => {
+            Permit::of(asked, gate.download(download, now), Opened::Destination)
+        }
+        Work::Upload(upload) => Permit::of(asked, gate.upload(upload, now), Opened::Source),
     }
 }
 

@@ -28,8 +28,10 @@ use crate::{
     audit::Record,
     domain::{
         admission::{Refused, still_valid},
+        asked::Asked,
         ids::JobId,
         job::{Entry, Process, Reject, State},
+        seen::Seen,
     },
     platform::sweep::{self, Swept},
     runtime::tasks::Class,
@@ -121,6 +123,8 @@ pub(super) struct Context {
     pub(super) timeout: Duration,
     pub(super) output_bytes: u64,
     pub(super) limits: Limits,
+    /// What it asked, where it is to be watched.
+    pub(super) watch: Option<Asked>,
 }
 
 /// Starts what waits, as many as may run at once, until the agent stops.
@@ -160,7 +164,7 @@ pub(super) fn resume(core: &Arc<Core>, entry: Entry, shim: Shim) {
     let timeout_seconds = Some(timeout.map_or(u64::MAX, |timeout| timeout.as_secs()));
     let unlimited = Limits { timeout_seconds, ..Limits::default() };
     let identity = users::of_running(&user, &core.pool);
-    let context = Context::of((core, &entry, live), identity, unlimited);
+    let context = Context::of((core, &entry, live), identity, unlimited, None);
     if verified(core, &entry).is_ok_and(|(_, job)| job.get().stream_output) {
         stream::begin(&context, id.clone(), entry.attempt, None);
     }
@@ -236,7 +240,9 @@ async fn attempt(core: Arc<Core>, grant: Grant) -> Result<(), StoreError> {
         }
     };
     let limits = within(job.get().limits, permit.limits);
-    let context = Context::of((&core, &entry, live), identity, limits);
+    let watch = permit.to_watch();
+    entry.monitored = watch.is_some();
+    let context = Context::of((&core, &entry, live), identity, limits, watch);
     // What is slow is done side by side; nothing begins before it is on disk that it is about to.
     let (work, opened) = (&job.get().work, permit.opened.take());
     let recorded = record_start(&core, &mut entry, &job, &permit, &context.identity);
@@ -247,6 +253,11 @@ async fn attempt(core: Arc<Core>, grant: Grant) -> Result<(), StoreError> {
         context.attempt.forget();
         return Ok(());
     }
+    if let (Some(asked), Some(path)) = (&context.watch, &permit.canonical)
+        && matches!(ready, Ready::Destination(_) | Ready::Source(_))
+    {
+        see(&context, Seen::of(asked.clone(), path.clone())).await;
+    }
     // Never the command: arguments may hold secrets, and the log has other readers than the audit.
     tracing::info!(job_id = %entry.job_id, "type" = entry.kind, rule = entry.rule, "job started");
     if job.get().stream_output && matches!(ready, Ready::Program(_)) {
@@ -255,8 +266,22 @@ async fn attempt(core: Arc<Core>, grant: Grant) -> Result<(), StoreError> {
     perform(&context, entry, work, ready).await
 }
 
+/// A transfer is all that it asks; of a program, its shim writes more.
+async fn see(context: &Context, seen: Seen) {
+    let attempt = context.attempt.clone();
+    let written = tokio::task::spawn_blocking(move || attempt.see(&seen)).await;
+    if let Err(error) = written.map_err(std::io::Error::other).and_then(|written| written) {
+        tracing::warn!(%error, "nothing can be learned of a job");
+    }
+}
+
 impl Context {
-    fn of(grant: (&Arc<Core>, &Entry, Live), identity: Identity, limits: Limits) -> Arc<Self> {
+    fn of(
+        grant: (&Arc<Core>, &Entry, Live),
+        identity: Identity,
+        limits: Limits,
+        watch: Option<Asked>,
+    ) -> Arc<Self> {
         let (core, entry, live) = grant;
         Arc::new(Self {
             core: Arc::clone(core),
@@ -267,6 +292,7 @@ impl Context {
             timeout: limits.timeout_seconds.map_or(DEFAULT_TIMEOUT, Duration::from_secs),
             output_bytes: limits.output_bytes.unwrap_or(DEFAULT_OUTPUT_BYTES),
             limits,
+            watch,
         })
     }
 }

@@ -145,6 +145,7 @@ fn order(
         plan: Plan { limits: context.limits, ..program.plan.clone() },
         output_bytes: context.output_bytes,
         secrets: Vec::new(),
+        watch: context.watch.clone(),
         timeout: context.timeout,
         grace: context.core.config.grace,
     }

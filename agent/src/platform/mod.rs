@@ -16,3 +16,4 @@ pub mod supervise;
 pub mod sweep;
 pub mod users;
 pub mod watch;
+pub mod watching;

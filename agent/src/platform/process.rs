@@ -139,12 +139,12 @@ pub fn fork(launch: &Launch) -> Result<Payload, LaunchError> {
 }
 
 /// Forks this process, which has a single thread and nothing open that its copy may not have. The
-/// copy does `work` and ends.
+/// copy does `work` and ends. Its number is returned, by which it can be waited for.
 ///
 /// # Errors
 /// As the system's.
 #[expect(unsafe_code, reason = "a fork is unsafe by its nature")]
-pub fn copy(work: impl FnOnce() -> bool) -> io::Result<()> {
+pub fn copy(work: impl FnOnce() -> bool) -> io::Result<Pid> {
     // SAFETY: with a single thread the copy is in no other state than its original.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
@@ -153,7 +153,7 @@ pub fn copy(work: impl FnOnce() -> bool) -> io::Result<()> {
             // SAFETY: nothing of the original's is to be run at the end of the copy.
             unsafe { libc::_exit(code) }
         }
-        _ => Ok(()),
+        pid => Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id")),
     }
 }
 
@@ -257,6 +257,12 @@ impl Payload {
         read_failure((&self.names.0, &self.names.1), &said)
     }
 
+    /// Its number, as this process has it.
+    #[must_use]
+    pub const fn id(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
     /// Readable at its end.
     #[must_use]
     pub fn end(&self) -> BorrowedFd<'_> {
@@ -319,6 +325,26 @@ pub(super) const AFTER_STREAMS: libc::c_uint = 3;
 pub fn close_all() {
     // SAFETY: see above; no memory is touched.
     unsafe { libc::syscall(libc::SYS_close_range, AFTER_STREAMS, libc::c_uint::MAX, 0) };
+}
+
+/// Closes everything but the standard streams and these, in a copy that will use nothing else of
+/// its original's.
+#[expect(unsafe_code, reason = "whoever else had these descriptors has them no more")]
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) {
+    let close = |from: libc::c_uint, to: libc::c_uint| {
+        if from <= to {
+            // SAFETY: see above; no memory is touched.
+            unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+        }
+    };
+    let mut kept: Vec<_> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut from = AFTER_STREAMS;
+    for number in kept.into_iter().filter(|number| *number >= AFTER_STREAMS) {
+        close(from, number.saturating_sub(1));
+        from = number + 1;
+    }
+    close(from, libc::c_uint::MAX);
 }
 
 /// A file in memory that holds `content` for ever, open for reading.

@@ -420,6 +420,7 @@ impl Ground {
             plan: plan.clone(),
             output_bytes: 1 << 16,
             secrets: Vec::new(),
+            watch: None,
             timeout: Duration::from_secs(20),
             grace: Duration::from_millis(200),
         };

@@ -8,10 +8,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::order::{Exit, MAX_EXIT_BYTES};
-use crate::runtime::{
-    durable::{self, PRIVATE},
-    lock::{Lock, LockError, holder},
+use super::order::{Exit, MAX_EXIT_BYTES, MAX_SEEN_BYTES};
+use crate::{
+    domain::seen::Seen,
+    runtime::{
+        durable::{self, PRIVATE},
+        lock::{Lock, LockError, holder},
+    },
 };
 
 /// One run of one job.
@@ -63,6 +66,10 @@ impl Attempt {
         self.dir.join(format!("exit.{}.json", self.number))
     }
 
+    fn seen_file(&self) -> PathBuf {
+        self.dir.join(format!("seen.{}.json", self.number))
+    }
+
     /// Makes the folder if need be, and takes the lock.
     pub(super) fn lock(&self) -> Result<Lock, LockError> {
         let io = |source| LockError::Io { path: self.dir.clone(), source };
@@ -94,6 +101,27 @@ impl Attempt {
         write(&self.exit_file(), &body, PRIVATE)
     }
 
+    /// Writes down what was seen of it. Stays as long as output does.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn see(&self, seen: &Seen) -> io::Result<()> {
+        durable::scratch_dir(&self.dir, 0o700)?;
+        durable::put(&self.seen_file(), &serde_json::to_vec(seen)?, PRIVATE)
+    }
+
+    /// What was seen of it, if it was watched and that is still here.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn seen(&self) -> io::Result<Option<Seen>> {
+        match durable::read(&self.seen_file(), MAX_SEEN_BYTES) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The process that keeps it.
     ///
     /// # Errors
@@ -115,7 +143,7 @@ impl Attempt {
         Ok(if self.marker().try_exists()? { Left::Started } else { Left::Nothing })
     }
 
-    /// Removes the files of this run, and the folder if no output is in it.
+    /// Removes the files of this run, and the folder if neither output nor what was seen is in it.
     pub fn forget(&self) {
         for path in [self.exit_file(), self.marker(), self.lock_file()] {
             match std::fs::remove_file(&path) {
@@ -125,7 +153,7 @@ impl Attempt {
                 _ => {}
             }
         }
-        // Output of the job keeps it, as it should.
+        // Output of the job keeps it, as it should, and what was seen of it.
         let _empty_or_not = std::fs::remove_dir(&self.dir);
     }
 }

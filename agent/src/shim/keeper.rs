@@ -16,6 +16,7 @@ use super::{
     launch::{DONE, GO, receive},
     order::{Answer, Cause, Exit, Kept, MAX_ORDER_BYTES, Order, Unstarted, WITH_COPY, WITH_SCRIPT},
     output::{Sink, Stream},
+    watcher::{self, Watcher},
 };
 use crate::{
     domain::enforcement::Abilities,
@@ -77,7 +78,7 @@ pub fn keep() -> ExitCode {
     // A copy does the work: whoever started this has nothing to wait for.
     let asked = || io::stdin().as_fd().try_clone_to_owned().and_then(|fd| nursery(&fd.into()));
     match process::copy(|| asked().is_ok()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(_copy) => ExitCode::SUCCESS,
         Err(_nobody_to_tell) => ExitCode::FAILURE,
     }
 }
@@ -159,6 +160,8 @@ struct Keeper {
     payload: Payload,
     launch: Launch,
     signals: Signals,
+    /// Of a monitored job.
+    watcher: Option<io::Result<Watcher>>,
     /// Held to the end of this process.
     _lock: Lock,
 }
@@ -169,6 +172,8 @@ impl Keeper {
         let system = |what: &str, e: &io::Error| Unstarted::start(format!("{what}: {e}"));
         // What is meant for the agent's terminal is not meant for its jobs.
         rustix::process::setsid().map_err(|e| system("setsid", &e.into()))?;
+        let program = things.copy.as_ref().unwrap_or(&things.program);
+        let watcher = Watcher::start(&order, program);
         let signals = Signals::new().map_err(|e| system("signals", &e))?;
         let space = Space::enter().map_err(|e| system("namespace", &e))?;
         // Other agents of this machine may know another job by the same name.
@@ -177,7 +182,10 @@ impl Keeper {
             .map_err(|e| system("control group", &e))?;
         let launch = launch(&order, things, group, space.is_closed());
         let payload = process::fork(&launch)?;
-        Ok(Self { order, space, payload, launch, signals, _lock: lock })
+        let view = order.plan.abilities.namespaces.then(|| payload.id());
+        let begun = |watcher: Watcher| watcher.begin(view).map(|()| watcher);
+        let watcher = watcher.map(|started| started.and_then(begun));
+        Ok(Self { order, space, payload, launch, signals, watcher, _lock: lock })
     }
 
     /// Ends without having run anything.
@@ -197,6 +205,10 @@ impl Keeper {
         self.space.kill();
         let end = self.payload.reap();
         let duration = SystemClock.uptime().saturating_sub(began);
+        if !self.space.is_closed() {
+            // Now, since all that this process forked is ended next.
+            watcher::write(&self.order, self.watcher.take());
+        }
         let cause = match self.space.end() {
             Err(error) if cause == Cause::Ended => Cause::Lost(error.to_string()),
             _ => cause,
@@ -219,6 +231,7 @@ impl Keeper {
             stdout,
             stderr,
         };
+        watcher::write(&self.order, self.watcher.take());
         // The other end is closed once the agent is gone, and nobody will take this over soon.
         let left = self.order.attempt.leave(&exit, is_ready(line.as_fd()));
         let word = match &left {

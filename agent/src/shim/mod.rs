@@ -19,6 +19,8 @@
 //! of a job: lock held, it is kept; no marker, nothing ran; an exit, how it ended; a marker alone,
 //! nobody can tell.
 //!
+//! Of a monitored job there is also  seen.N.json , what a process beside the shim saw it open.
+//!
 //! These files need not survive a power cut: the journal knows before which boot a job was to
 //! start, and after another nothing of it can run. Only an exit that no agent is there to take
 //! over is synced.
@@ -29,6 +31,7 @@ mod keeper;
 mod launch;
 mod order;
 mod output;
+mod watcher;
 
 pub use self::{
     files::{Attempt, Left},
@@ -42,3 +45,5 @@ pub use self::{
 mod escapes;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod watcher_tests;

@@ -8,12 +8,17 @@ use jtnt_proto::bytes::Hash;
 use serde::{Deserialize, Serialize};
 
 use super::files::Attempt;
-use crate::platform::{account::Account, process::LaunchError, sandbox::Plan};
+use crate::{
+    domain::asked::Asked,
+    platform::{account::Account, process::LaunchError, sandbox::Plan},
+};
 
 /// The most that an order may measure: a signed job has a bound, and this is well above it.
 pub(super) const MAX_ORDER_BYTES: u64 = 8 << 20;
 /// The most that an exit may measure.
 pub(super) const MAX_EXIT_BYTES: u64 = 64 << 10;
+/// The most that what was seen of a job may measure: the request, and 4,096 files.
+pub(super) const MAX_SEEN_BYTES: u64 = 8 << 20;
 
 /// A program to run, to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +44,9 @@ pub struct Order {
     /// Secrets that come with it, in the order of their descriptors.
     #[serde(default)]
     pub secrets: Vec<Secret>,
+    /// What it asked, where it is to be watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<Asked>,
     /// When it is asked to end.
     pub timeout: Duration,
     /// How long after that it is killed.

@@ -18,13 +18,13 @@ fn a_shim() {
 }
 
 /// A job of a shell, in a folder of its own.
-struct Job {
-    dir: TempDir,
-    order: Order,
+pub(super) struct Job {
+    pub(super) dir: TempDir,
+    pub(super) order: Order,
 }
 
 impl Job {
-    fn of(script: &str) -> Self {
+    pub(super) fn of(script: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let order = Order {
             attempt: Attempt::new(dir.path().join("job"), 1),
@@ -37,6 +37,7 @@ impl Job {
             plan: Plan::default(),
             output_bytes: 1 << 20,
             secrets: Vec::new(),
+            watch: None,
             timeout: Duration::from_secs(60),
             grace: Duration::from_millis(200),
         };
@@ -54,11 +55,11 @@ impl Job {
         File::open(&self.order.argv0).unwrap()
     }
 
-    fn go(&self) -> Shim {
+    pub(super) fn go(&self) -> Shim {
         self.prepare(None).unwrap().go().unwrap()
     }
 
-    async fn run(&self) -> Exit {
+    pub(super) async fn run(&self) -> Exit {
         exit(left(self, &self.go()).await)
     }
 
@@ -90,7 +91,7 @@ impl Job {
     }
 }
 
-async fn left(job: &Job, shim: &Shim) -> Left {
+pub(super) async fn left(job: &Job, shim: &Shim) -> Left {
     tokio::time::timeout(Duration::from_secs(20), shim.ended()).await.unwrap().unwrap();
     job.order.attempt.left().unwrap()
 }

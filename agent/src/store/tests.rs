@@ -37,6 +37,7 @@ pub(super) fn entry(n: u8, state: State) -> Entry {
         user: None,
         policy_version: 1,
         rule: None,
+        monitored: false,
         enforcement: None,
         stdout_bytes: 0,
         stderr_bytes: 0,

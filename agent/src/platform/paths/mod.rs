@@ -12,4 +12,4 @@ mod tests;
 
 pub use fault::PathFault;
 pub use open::{Inode, Opened, Place, enter, reach, reopen, resolve};
-pub use sealed::{hash, sealed_copy};
+pub use sealed::{hash, hash_of, sealed_copy};

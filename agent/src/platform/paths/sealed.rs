@@ -13,7 +13,7 @@ use rustix::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{Opened, PathFault};
+use super::{Opened, PathFault, reopen};
 
 /// Larger files are not copied into memory.
 const MAX_COPY_BYTES: u64 = 256 << 20;
@@ -26,6 +26,16 @@ const CHUNK_BYTES: usize = 64 * 1024;
 pub fn hash(opened: &Opened) -> Result<Hash, PathFault> {
     let mut source = opened.reader()?;
     pump(&mut source, &mut io::sink()).map_err(|e| PathFault::from_io(opened.canonical(), &e))
+}
+
+/// The hash of an open file, if it is not larger than what a copy could be made of.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn hash_of(file: &File) -> io::Result<Option<Hash>> {
+    let mut source = reopen(file)?.take(MAX_COPY_BYTES + 1);
+    let hash = pump(&mut source, &mut io::sink())?;
+    Ok((source.limit() > 0).then_some(hash))
 }
 
 /// A copy in memory that is sealed against every change, and the hash of that copy.
