@@ -238,6 +238,18 @@ pub enum Policy {
         /// The document, JSON, as for lint; - is standard input
         file: PathBuf,
     },
+    /// Print the least rules under which a monitored job does the same again
+    ///
+    /// The job has to have run while the policy was in mode monitor (or the rule for it was), and it
+    /// is this one run that is learned from: what it did not do this time, it may not do later. The
+    /// rules are printed as parts of a policy document, to be read, put into one, and checked with
+    /// `policy lint`; notes on standard error say what cannot be learned, and where a rule is wider
+    /// than what was seen. Exit 5 when something is missing from the rules.
+    Learn {
+        /// The job
+        #[arg(value_name = "JOB")]
+        job: String,
+    },
 }
 
 /// What a job would ask for besides its command.

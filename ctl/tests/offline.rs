@@ -175,7 +175,7 @@ fn the_examples_of_the_policy_page_are_policies() {
     let page = include_str!("../../docs/POLICY.md");
     let examples: Vec<_> =
         page.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(examples.len(), 2);
+    assert_eq!(examples.len(), 3);
     for example in examples {
         write(&file, example.as_bytes());
         let (exit, text) = type_in(&["policy", "lint", file.to_str().unwrap()]);

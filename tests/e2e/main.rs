@@ -21,6 +21,8 @@ mod crash;
 #[cfg(test)]
 mod happy;
 #[cfg(test)]
+mod learn;
+#[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
 mod notify;

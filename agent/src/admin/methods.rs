@@ -104,6 +104,8 @@ pub const METHODS: &[Method] = &[
     quick("/jtnt.admin.v1.PolicyService/CheckFile", Admin, Nothing),
     // And this opens those that jobs named.
     quick("/jtnt.admin.v1.PolicyService/DiffPolicy", Admin, Nothing),
+    // It tells which files a job used.
+    quick("/jtnt.admin.v1.PolicyService/LearnPolicy", Admin, Read),
     quick("/jtnt.admin.v1.JobService/ListJobs", Reader, Nothing),
     quick("/jtnt.admin.v1.JobService/GetJob", Reader, Nothing),
     slow("/jtnt.admin.v1.JobService/WatchJobs", Reader, Nothing),

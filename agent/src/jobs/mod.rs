@@ -43,6 +43,7 @@ use crate::{
     domain::{
         ids::JobId,
         job::{Entry, State},
+        seen::Seen,
     },
     shim,
     store::StoreError,
@@ -79,6 +80,30 @@ impl From<StoreError> for CancelError {
     fn from(error: StoreError) -> Self {
         Self::Store(error.to_string())
     }
+}
+
+/// Why nothing can be learned from a job.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SeenError {
+    /// It has not ended.
+    #[error("job {0} has not ended; wait for its end, see `jtntctl jobs show {0}`")]
+    NotEnded(JobId),
+    /// Nobody watched it.
+    #[error(
+        "job {0} was not monitored, so nobody watched what it opened; publish a policy with \
+         \"mode\": \"monitor\" and \"require_enforcement\": \"partial\", run it again, and learn \
+         from that run"
+    )]
+    NotMonitored(JobId),
+    /// Its files are gone.
+    #[error(
+        "what was seen of job {0} is not here any more, or it never began; run it again under a \
+         policy with \"mode\": \"monitor\""
+    )]
+    NotKept(JobId),
+    /// They cannot be read.
+    #[error("{0}")]
+    Store(String),
 }
 
 impl Jobs {
@@ -158,6 +183,24 @@ impl Jobs {
         max: usize,
     ) -> Result<Part, StoreError> {
         self.core.read_output(id, stream, offset, max).await
+    }
+
+    /// What was seen of a monitored job, by its record.
+    ///
+    /// # Errors
+    /// As [`SeenError`].
+    pub async fn seen(&self, entry: &Entry) -> Result<Seen, SeenError> {
+        let id = || entry.job_id.clone();
+        if !entry.state.is_terminal() {
+            return Err(SeenError::NotEnded(id()));
+        }
+        if !entry.monitored {
+            return Err(SeenError::NotMonitored(id()));
+        }
+        let attempt = work::attempt_of(&self.core, entry);
+        let read = tokio::task::spawn_blocking(move || attempt.seen()).await;
+        let seen = read.map_err(|e| SeenError::Store(e.to_string()))?;
+        seen.map_err(|e| SeenError::Store(e.to_string()))?.ok_or_else(|| SeenError::NotKept(id()))
     }
 
     /// Cancelled at the end of a job that runs; `None` for one that does not.

@@ -26,6 +26,7 @@ pub(super) async fn run(session: &mut Session<'_>, command: Policy) -> Outcome {
     match command {
         Policy::Lint { file } => lint::run(session, &file),
         Policy::Diff { file } => diff::run(session, &file).await,
+        Policy::Learn { job } => learn(session, job).await,
         Policy::Show => policy_show(session).await,
         Policy::Refresh => refresh(session).await,
         Policy::CheckExec { path, args, with } => exec(session, path, args, with).await,
@@ -83,6 +84,19 @@ async fn refresh(session: &mut Session<'_>) -> Outcome {
         (_, false) => format!("version {version} is the newest already\n"),
     })?;
     Ok(Exit::Done)
+}
+
+async fn learn(session: &mut Session<'_>, job_id: String) -> Outcome {
+    let what = format!("learn from job {job_id}");
+    let mut client = client(session)?;
+    let request = session.ask(pb::LearnPolicyRequest { job_id });
+    let answer = session.call(&what, client.learn_policy(request)).await?;
+    show(session, &view::Learned::from(&answer), |_| view::rules_alone(&answer))?;
+    if !session.json {
+        // Beside the rules, which are to be put into a file.
+        session.io.complain(view::notes(&answer).as_bytes())?;
+    }
+    Ok(if answer.complete { Exit::Done } else { Exit::Incomplete })
 }
 
 async fn exec(session: &mut Session<'_>, path: String, args: Vec<String>, with: With) -> Outcome {

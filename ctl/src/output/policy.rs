@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    escape::clean,
+    escape::{clean, clean_json},
     json::{text, time},
     table::{Cell, Table, Tone, toned},
     time as human,
@@ -236,4 +236,37 @@ pub(crate) fn decision(d: &pb::Decision, color: bool) -> String {
         table.pair("Not decided by", format!("{}: {}", c.rule, c.why));
     }
     table.render(color)
+}
+
+/// The JSON of `policy learn`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Learned<'a> {
+    /// The rules as an object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    document: Option<Value>,
+    notes: &'a [String],
+    complete: bool,
+}
+
+impl<'a> From<&'a pb::LearnPolicyResponse> for Learned<'a> {
+    fn from(l: &'a pb::LearnPolicyResponse) -> Self {
+        let document = serde_json::from_str(&l.document).ok();
+        Self { document, notes: &l.notes, complete: l.complete }
+    }
+}
+
+/// The rules as they go into a policy.
+pub(crate) fn rules_alone(l: &pb::LearnPolicyResponse) -> String {
+    format!("{}\n", clean_json(l.document.clone()))
+}
+
+/// What their reader should know.
+pub(crate) fn notes(l: &pb::LearnPolicyResponse) -> String {
+    let mut out: String = l.notes.iter().map(|note| format!("note: {}\n", clean(note))).collect();
+    if !l.complete {
+        out.push_str(
+            "incomplete: not everything was seen, or these rules do not allow all of it\n",
+        );
+    }
+    out
 }

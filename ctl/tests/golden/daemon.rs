@@ -283,6 +283,28 @@ const DOCUMENT: &str = r#"{"policy_id":"p-7","version":7,"issued_at":"2026-01-01
 "script":[{"id":"any","effect":"deny","interpreter":"/bin/sh","args":"any"}],
 "file":[{"id":"logs","effect":"allow","access":["read"],"path":"/var/log/**"}]}"#;
 
+/// With a name that would turn a terminal's line round.
+const LEARNED: &str = "{
+  \"exec\": [
+    {
+      \"id\": \"uptime-1f2e3d4c\",
+      \"effect\": \"allow\",
+      \"path\": \"/usr/bin/uptime\",
+      \"sha256\": \"00\"
+    }
+  ],
+  \"file\": [
+    {
+      \"id\": \"uptime-1f2e3d4c-file-1\",
+      \"effect\": \"allow\",
+      \"access\": [
+        \"read\"
+      ],
+      \"path\": \"/srv/\u{202e}x/**\"
+    }
+  ]
+}";
+
 impl Fake {
     async fn decide(self, path: String, run_as: String, allowed: bool) -> Answer<pb::Decision> {
         let why = "its path is another".into();
@@ -419,6 +441,25 @@ impl pb::policy_service_server::PolicyService for Fake {
             (diff.unasked_requests, diff.unasked_jobs) = (3, 4);
         }
         self.one(diff).await
+    }
+
+    async fn learn_policy(
+        &self,
+        request: Request<pb::LearnPolicyRequest>,
+    ) -> Answer<pb::LearnPolicyResponse> {
+        let job = request.into_inner().job_id;
+        if job == "held" {
+            let why = "job held was not monitored; run it again under \"mode\": \"monitor\"";
+            let details = ErrorDetails::with_error_info("NOT_MONITORED", "jtnt", []);
+            return Err(Status::with_error_details(Code::FailedPrecondition, why, details));
+        }
+        let complete = job == "job-1";
+        self.one(pb::LearnPolicyResponse {
+            document: LEARNED.into(),
+            notes: vec!["/srv/\u{202e}x: a folder that is listed".into()],
+            complete,
+        })
+        .await
     }
 }
 

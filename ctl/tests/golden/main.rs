@@ -88,6 +88,11 @@ fn policy() {
             "policy diff tests/golden/policies/same.json",
             "policy diff tests/golden/policies/late.json",
             "policy diff tests/golden/policies/none.json",
+            "policy learn job-1",
+            "policy learn job-1 -o json",
+            "policy learn cut",
+            "policy learn cut -o json",
+            "policy learn held",
         ]
     ));
 }
@@ -137,7 +142,7 @@ fn cache() {
     ));
 }
 
-const ONE_OF_EACH: [&str; 22] = [
+const ONE_OF_EACH: [&str; 23] = [
     "status",
     "status --watch",
     "health",
@@ -153,6 +158,7 @@ const ONE_OF_EACH: [&str; 22] = [
     "policy check-exec /x",
     "policy check-file read /x",
     "policy diff tests/golden/policies/same.json",
+    "policy learn j",
     "audit list",
     "audit verify",
     "audit clean",

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 pub(super) use agent::{health, mode_word, probe_step, require_word, status};
 pub(super) use job::{job, state, wanted_state};
-pub(super) use policy::{comparison, decision};
+pub(super) use policy::{comparison, decision, learned};
 
 pub(super) fn time(at: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }

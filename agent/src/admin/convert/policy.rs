@@ -5,6 +5,7 @@ use prost::Message as _;
 
 use super::time;
 use crate::{
+    domain::policy::learn::Learned,
     gate::Ruling,
     jobs::{Change, Comparison},
 };
@@ -32,6 +33,12 @@ pub(in crate::admin) fn decision<T>(ruling: Ruling<T>) -> pb::Decision {
         policy_version: ruling.policy_version,
         run_as: ruling.run_as.unwrap_or_default(),
     }
+}
+
+pub(in crate::admin) fn learned(learned: Learned) -> serde_json::Result<pb::LearnPolicyResponse> {
+    let Learned { rules, notes, complete } = learned;
+    // For people as well: this is what they put into a policy.
+    Ok(pb::LearnPolicyResponse { document: serde_json::to_string_pretty(&rules)?, notes, complete })
 }
 
 pub(in crate::admin) fn comparison(compared: Comparison) -> pb::DiffPolicyResponse {

@@ -30,7 +30,7 @@ impl Job {
         &self.0.overview.sources().journal
     }
 
-    fn find(&self, id: &str) -> Result<(JobId, Entry), Status> {
+    pub(super) fn find(&self, id: &str) -> Result<(JobId, Entry), Status> {
         let id = JobId::try_from(id).map_err(|e| error::invalid(format!("{id:?}: {e}")))?;
         let found = self.journal().get(&id).map_err(error::store)?;
         let entry = found.ok_or_else(|| {

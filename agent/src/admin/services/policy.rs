@@ -3,20 +3,29 @@
 use jtnt_proto::{
     admin::v1::{self as pb, FileAccess, policy_service_server::PolicyService},
     bytes::Hash,
+    hub::Outcome,
     job::{Artifact, Exec, Script},
     key::KeyId,
     policy::Access,
 };
 use tonic::{Code, Request, Response, Status};
 
-use super::{Answer, Deps, blocking};
+use super::{Answer, Deps, blocking, job::Job};
 use crate::{
     admin::{
         convert::{self, mode_word, require_word},
         error,
     },
-    domain::policy::{NETWORK, SYSTEM},
+    domain::{
+        job::State,
+        policy::{
+            NETWORK, SYSTEM,
+            learn::{Baseline, learn},
+        },
+    },
     gate::{Gate, Ruling},
+    jobs::SeenError,
+    platform::paths::resolve,
     policy::{candidate, document},
 };
 
@@ -155,5 +164,31 @@ impl PolicyService for Policy {
             .map_err(|no| error::status(Code::InvalidArgument, no.reason(), no.to_string()))?;
         let compared = self.0.jobs.rehearse(rules).await.map_err(error::store)?;
         Ok(Response::new(convert::comparison(compared)))
+    }
+
+    async fn learn_policy(
+        &self,
+        request: Request<pb::LearnPolicyRequest>,
+    ) -> Answer<pb::LearnPolicyResponse> {
+        let (_, entry) = Job(self.0.clone()).find(&request.into_inner().job_id)?;
+        let seen = self.0.jobs.seen(&entry).await.map_err(|not| {
+            let (code, reason) = match &not {
+                SeenError::NotEnded(_) => (Code::FailedPrecondition, "NOT_ENDED"),
+                SeenError::NotMonitored(_) => (Code::FailedPrecondition, "NOT_MONITORED"),
+                SeenError::NotKept(_) => (Code::FailedPrecondition, "NOT_KEPT"),
+                SeenError::Store(_) => (Code::Internal, "JOURNAL"),
+            };
+            error::status(code, reason, not.to_string())
+        })?;
+        // Where rules lead is looked up, which touches the disk.
+        let learn = move || learn(&seen, &Baseline::of(&mut |path| resolve(path)));
+        let mut learned = blocking(learn).await?;
+        if entry.state != State::Finished(Outcome::Ok) {
+            let state = entry.state.word();
+            learned.notes.push(format!(
+                "the job ended as {state}, so it may not have come to the end of what it does"
+            ));
+        }
+        Ok(Response::new(convert::learned(learned).map_err(error::internal)?))
     }
 }
