@@ -314,8 +314,8 @@ impl Lesson<'_> {
         }
         if seen.unwatched.is_none() && !seen.more && !self.has_children() {
             self.note(
-                "it executed nothing but itself; \"children\": \"none\" says so, at the price of \
-                 partial[children]",
+                "it executed nothing but itself; if that was once only, \"children\": \"none\" holds \
+                 it to that",
             );
         }
         self.note(
