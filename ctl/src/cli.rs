@@ -171,9 +171,31 @@ pub enum Authz {
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub enum Cert {
     /// Dates, chain and key of the certificate; exit 1 when something is wrong
-    Check,
+    Check {
+        /// Also show it to the hub, over a new connection
+        #[arg(long)]
+        prove: bool,
+    },
     /// When and why it will be renewed
     Plan,
+    /// Renew it now; exit 1 when it was not
+    ///
+    /// The agent makes a new key, asks the hub for a certificate, shows that to the hub over a
+    /// connection of its own, and only then puts it in place. The one before is kept for 7 days.
+    Renew {
+        /// Also where the last renewal was less than a third of a lifetime ago
+        #[arg(long)]
+        force: bool,
+    },
+    /// Put the certificate before back in place; exit 1 when it was not
+    ///
+    /// The hub is asked first whether it takes it. What is in place becomes the one before, so a
+    /// second time leads back again.
+    Rollback {
+        /// Without asking the hub
+        #[arg(long)]
+        no_probe: bool,
+    },
 }
 
 /// `policy`.

@@ -1,14 +1,20 @@
 //! The way to the daemon: a Unix socket as a rule, a plain URL where one was forwarded.
 
 use std::{
+    cell::Cell,
     io,
     path::{Path, PathBuf},
+    pin::Pin,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tonic::transport::{Channel, Endpoint};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::{
     Exit, Failure,
@@ -22,6 +28,59 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two tries at a socket whose queue is full.
 #[cfg(unix)]
 const TRY_AGAIN: Duration = Duration::from_millis(5);
+thread_local! {
+    /// Whether the other side of this thread's last connection began to speak HTTP/1. Which error that
+    /// becomes depends on who notices first, so it is not told by the error.
+    static OLD_HTTP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether what answered is no agent: none speaks HTTP/1.
+pub(crate) fn spoke_old_http() -> bool {
+    OLD_HTTP.get()
+}
+
+/// A stream whose first words are looked at.
+#[derive(Debug)]
+struct Overheard<S> {
+    stream: S,
+    begun: bool,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Overheard<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let came = buf.filled().get(before..).unwrap_or_default();
+        if !self.begun && !came.is_empty() {
+            self.begun = true;
+            OLD_HTTP.set(came.starts_with(b"HTTP/1"));
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 /// The reason of a failure to connect to an agent that runs, but does not get to us.
 pub const AGENT_BUSY: &str = "AGENT_BUSY";
 
@@ -64,7 +123,9 @@ impl Target {
                 let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
                     Failure::new(Exit::Usage, format!("use {url}"), error.to_string())
                 })?;
-                endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|error| {
+                OLD_HTTP.set(false);
+                let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
+                endpoint.connect_with_connector(tower::service_fn(tcp)).await.map_err(|error| {
                     let why = cause(&error);
                     Failure::new(Exit::Unreachable, format!("reach the agent at {url}"), why)
                         .advise("is the port forwarded to a running agent?")
@@ -72,6 +133,14 @@ impl Target {
             }
         }
     }
+}
+
+async fn tcp(place: Uri) -> io::Result<TokioIo<Overheard<TcpStream>>> {
+    let (host, port) = (place.host().unwrap_or_default(), place.port_u16().unwrap_or(80));
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(TokioIo::new(Overheard { stream, begun: false }))
 }
 
 /// Whether it is `HOST:PORT`, perhaps with a slash.
@@ -91,7 +160,8 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     // One connection, made before so that its failure has a name; a lost one is not made again.
-    let mut stream = Some(TokioIo::new(stream));
+    OLD_HTTP.set(false);
+    let mut stream = Some(TokioIo::new(Overheard { stream, begun: false }));
     let connector = tower::service_fn(move |_| {
         let stream = stream.take().ok_or(io::ErrorKind::ConnectionReset);
         async move { stream.map_err(io::Error::from) }

@@ -7,6 +7,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     Exit,
+    connect::spoke_old_http,
     output::escape::{clean, clean_json},
 };
 
@@ -67,7 +68,7 @@ impl Failure {
     pub(crate) fn rpc(what: impl Into<String>, status: &Status) -> Self {
         // A status that the daemon sent has no source.
         if let Some(lost) = status.source().filter(|e| e.is::<tonic::transport::Error>()) {
-            if cause(lost).contains("frame with invalid size") {
+            if spoke_old_http() || cause(lost).contains("frame with invalid size") {
                 let why = "what answers there is no JTNT agent; it does not speak HTTP/2";
                 return Self::new(Exit::Unreachable, what, why)
                     .advise("the path of the agent's admin socket is needed: --socket PATH");

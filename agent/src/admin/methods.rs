@@ -96,6 +96,10 @@ pub const METHODS: &[Method] = &[
     quick("/jtnt.admin.v1.AgentService/ExplainAuthz", Reader, Nothing),
     quick("/jtnt.admin.v1.CertService/GetCertificate", Reader, Nothing),
     quick("/jtnt.admin.v1.CertService/PlanRenewal", Reader, Nothing),
+    slow("/jtnt.admin.v1.CertService/ProveCertificate", Operate, Nothing),
+    slow("/jtnt.admin.v1.CertService/RenewCertificate", Operate, Change),
+    slow("/jtnt.admin.v1.CertService/ForceRenewal", Admin, Change),
+    slow("/jtnt.admin.v1.CertService/RollBackCertificate", Admin, Change),
     quick("/jtnt.admin.v1.PolicyService/GetPolicy", Reader, Nothing),
     slow("/jtnt.admin.v1.PolicyService/RefreshPolicy", Operate, Change),
     // These open paths that the caller names.

@@ -35,6 +35,7 @@ use crate::{
     jobs::Jobs,
     overview::Overview,
     platform::peer::{self, Peer},
+    renewal::{RenewError, Renewal},
     runtime::tasks::{Class, Tasks},
     telemetry::log::LogLevel,
 };
@@ -55,6 +56,22 @@ pub struct Reloaded {
 pub type Reload =
     Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Reloaded, String>> + Send>> + Send + Sync>;
 
+/// Shows the certificate in place to the hub over a connection of its own: which serial the hub saw,
+/// if it tells, and how keys were agreed on.
+pub type Proof =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Proven, RenewError>> + Send>> + Send + Sync>;
+
+/// What the hub saw.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proven {
+    /// Serial of what was shown, lower hex.
+    pub serial: String,
+    /// Of what the hub saw.
+    pub seen: Option<String>,
+    /// Such as `X25519MLKEM768`.
+    pub key_exchange: Option<String>,
+}
+
 /// What the services work with.
 #[derive(Clone)]
 pub struct Deps {
@@ -62,6 +79,10 @@ pub struct Deps {
     pub overview: Overview,
     /// Jobs.
     pub jobs: Jobs,
+    /// What replaces the certificate.
+    pub renewal: Renewal,
+    /// Shows a certificate to the hub.
+    pub proof: Proof,
     /// Who may do what; changes when the configuration is read again.
     pub authz: watch::Receiver<Authz>,
     /// The log's level.

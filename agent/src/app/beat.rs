@@ -8,11 +8,12 @@ use tokio::sync::watch;
 use super::core::Core;
 use crate::{
     domain::{backoff::Saved, health::Mark},
-    identity::Identity,
+    identity::{CertInfo, Identity},
     jobs::Jobs,
     overview::{Overview, VERSION},
     platform::sweep,
     policy::PolicyKeeper,
+    renewal::Renewal,
     store::{Journal, StoreError},
 };
 
@@ -28,6 +29,18 @@ pub(super) fn facts(
         let identity = overview.sources().identity.borrow().clone().ok()?;
         Some(request(&overview, &identity, &boot_id))
     }
+}
+
+/// What is said to prove a certificate: nothing but who this is.
+pub(super) fn proof(overview: &Overview, cert: &CertInfo) -> Option<HeartbeatRequest> {
+    let identity = overview.sources().identity.borrow().clone().ok()?;
+    let boot_id = sweep::boot_id().unwrap_or_default();
+    let said = request(overview, &identity, &boot_id);
+    Some(HeartbeatRequest {
+        certificate_serial: cert.serial.clone(),
+        certificate_expires_at: cert.not_after,
+        ..said
+    })
 }
 
 fn request(overview: &Overview, identity: &Arc<Identity>, boot_id: &str) -> HeartbeatRequest {
@@ -78,6 +91,7 @@ pub(super) fn answered(
     overview: Overview,
     keeper: PolicyKeeper,
     jobs: Jobs,
+    renewal: Renewal,
 ) -> impl FnMut(HeartbeatResponse) + Send + 'static {
     move |answer| {
         let hints = answer.hints;
@@ -88,6 +102,9 @@ pub(super) fn answered(
         }
         if hints.policy_version.is_some_and(|newest| newest > version) {
             keeper.poke();
+        }
+        if hints.renew {
+            renewal.hint();
         }
         if hints.jobs || hints.cancels {
             jobs.poke();

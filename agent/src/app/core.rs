@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::published::Published;
+use super::{certs, published::Published};
 use crate::{
     audit::{self, Audit},
     config::Config,
@@ -23,6 +23,7 @@ use crate::{
     overview::{Overview, Sources, VERSION},
     platform::{host, users},
     policy::{self, Keeper, NoNewer, Offer, PolicyKeeper, Source},
+    renewal::{Renewal, Task},
     runtime::{
         clock::{SharedClock, SystemClock},
         durable,
@@ -82,6 +83,8 @@ pub(super) struct Core {
     pub(super) heartbeat: watch::Sender<HeartbeatStatus>,
     pub(super) ready: watch::Sender<bool>,
     pub(super) overview: Overview,
+    pub(super) renewal: Renewal,
+    pub(super) renewals: Option<Task>,
     pub(super) work: Option<(Keeper, Work)>,
     _held: Held,
 }
@@ -208,7 +211,9 @@ impl Core {
             metrics: metrics.clone(),
             ready: ready.subscribe(),
         });
-        let work = Some((keeper_task, work));
+        let (renewal, renewals) = certs::renewal(&base, &state, &published, &overview)
+            .map_err(|e| Failure::new(Exit::Io, "open the audit key", e.to_string()))?;
+        let (work, renewals) = (Some((keeper_task, work)), Some(renewals));
         Ok(Self {
             base,
             state,
@@ -219,6 +224,8 @@ impl Core {
             heartbeat,
             ready,
             overview,
+            renewal,
+            renewals,
             work,
             _held: held,
         })

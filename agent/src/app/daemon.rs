@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{beat, commands, core::Core, enrolments::Enrolments, reload::Reloader};
+use super::{beat, certs, commands, core::Core, enrolments::Enrolments, reload::Reloader};
 use crate::{
     admin::{Admin, Deps},
     audit::Record,
@@ -22,6 +22,7 @@ use crate::{
     heartbeat,
     overview::{Overview, VERSION},
     platform::{holder, host, memory, notify::Notify, sandbox, sweep},
+    renewal::Renewal,
     runtime::tasks::Class,
     shim::{Launcher, Trial},
     telemetry::{
@@ -33,6 +34,8 @@ use crate::{
 
 /// A stop has five seconds: most of them for what runs, the rest for the last records.
 const DRAIN: Duration = Duration::from_millis(4500);
+/// Over how long after the check of certificates a fleet renews them.
+const RENEWAL_SPLAY: Duration = Duration::from_mins(30);
 /// How much of the trusted time a power cut may cost.
 const SAVE_TIME: Duration = Duration::from_mins(2);
 /// How long after work its memory is given back, at most.
@@ -145,6 +148,9 @@ async fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
         tasks.spawn("policy", Class::Essential, keeper.run(stop.clone()));
         tasks.spawn("jobs", Class::Essential, work.run(stop.clone()));
     }
+    if let Some(renewals) = core.renewals.take() {
+        tasks.spawn("renewal", Class::Essential, renewals.run(stop.clone()));
+    }
     let (backoff, kept) = watch::channel(None);
     let (base, max) = (core.base.config.retry_base_seconds, core.base.config.retry_max_seconds);
     let deps = heartbeat::Deps {
@@ -152,7 +158,12 @@ async fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
         backoff: Backoff::new(Duration::from_secs(base), Duration::from_secs(max)),
         saved: beat::saved(&core.state.journal),
         facts: beat::facts(core.overview.clone()),
-        answered: beat::answered(core.overview.clone(), core.keeper.clone(), core.jobs.clone()),
+        answered: beat::answered(
+            core.overview.clone(),
+            core.keeper.clone(),
+            core.jobs.clone(),
+            core.renewal.clone(),
+        ),
         remember: move |saved| {
             backoff.send_replace(saved);
         },
@@ -176,7 +187,11 @@ fn spawn_upkeep(core: &Core, watchdog: Option<Duration>, socket: Option<&str>) {
         clock: Arc::clone(&core.base.clock),
         zone: core.base.zone.clone(),
     };
-    let daily = vec![cert_check(&core.base.config, &core.overview), audit_clean(core)];
+    let daily = vec![
+        cert_check(&core.base.config, &core.overview),
+        cert_renewal(&core.base.config, &core.renewal),
+        audit_clean(core),
+    ];
     tasks.spawn("timetable", Class::Essential, timetable::run(deps, daily, stop.clone()));
     let (time, own) = (core.state.time.clone(), stop.clone());
     tasks.spawn("time mark", Class::Essential, async move {
@@ -227,7 +242,7 @@ async fn give_memory_back(stop: CancellationToken) {
 type Done = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(super) fn cert_check(config: &Config, overview: &Overview) -> Daily {
-    let at = config.cert_check_time.parse().unwrap_or(Time::constant(3, 0, 0, 0));
+    let at = cert_check_at(config);
     let overview = overview.clone();
     let work = Box::new(move || -> Done {
         let check = overview.health().checks.certificates;
@@ -241,6 +256,20 @@ pub(super) fn cert_check(config: &Config, overview: &Overview) -> Daily {
         Box::pin(std::future::ready(()))
     });
     Daily { name: "cert-check", at, splay: Duration::ZERO, work }
+}
+
+/// A little after the check, each agent at its own time: a fleet does not renew all at once.
+fn cert_renewal(config: &Config, renewal: &Renewal) -> Daily {
+    let renewal = renewal.clone();
+    let work = Box::new(move || -> Done {
+        renewal.check();
+        Box::pin(std::future::ready(()))
+    });
+    Daily { name: "cert-renewal", at: cert_check_at(config), splay: RENEWAL_SPLAY, work }
+}
+
+fn cert_check_at(config: &Config) -> Time {
+    config.cert_check_time.parse().unwrap_or(Time::constant(3, 0, 0, 0))
 }
 
 fn audit_clean(core: &Core) -> Daily {
@@ -276,6 +305,8 @@ fn admin_deps(core: &Core, reloader: &Arc<Reloader>, log: LogLevel) -> Deps {
     Deps {
         overview: core.overview.clone(),
         jobs: core.jobs.clone(),
+        renewal: core.renewal.clone(),
+        proof: certs::proof(&core.published, &core.overview),
         authz: reloader.authz(),
         log,
         reload: Arc::new(move || {

@@ -10,6 +10,7 @@ use jtntctl::{
 };
 
 use super::{
+    certs,
     cli::{Cli, PROGRAM},
     core::Core,
     reload::Reloader,
@@ -37,7 +38,7 @@ pub(super) struct AgentHost {
 const fn works_alone(command: &Command) -> bool {
     matches!(
         command,
-        Command::Cert(Cert::Check | Cert::Plan)
+        Command::Cert(Cert::Check { prove: false } | Cert::Plan | Cert::Rollback { .. })
             | Command::Audit(Audit::List { .. } | Audit::Verify { .. } | Audit::Clean)
             | Command::Cache(Cache::Status | Cache::Clean)
             | Command::Jobs(Jobs::List { .. } | Jobs::Show { .. } | Jobs::Logs { .. })
@@ -93,6 +94,8 @@ impl AgentHost {
         let admin = Admin::new(Deps {
             overview: core.overview.clone(),
             jobs: core.jobs.clone(),
+            renewal: core.renewal.clone(),
+            proof: certs::proof(&core.published, &core.overview),
             authz: reloader.authz(),
             log,
             reload: Arc::new(|| {
@@ -107,6 +110,10 @@ impl AgentHost {
         core.base.tasks.spawn("command", Class::OneShot, async move {
             admin.serve(theirs, me).await;
         });
+        if let Some(renewals) = core.renewals.take() {
+            let stop = core.base.tasks.shutdown();
+            core.base.tasks.spawn("renewal", Class::OneShot, renewals.serve_only(stop));
+        }
         self.core.replace(Some(core));
         jtntctl::over(ours, "the agent's files").await
     }

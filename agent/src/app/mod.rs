@@ -2,6 +2,7 @@
 //! is handed what it needs from here; nothing below knows of this floor.
 
 mod beat;
+mod certs;
 mod cli;
 mod commands;
 mod core;

@@ -4,7 +4,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     hub::{Address, HubClient, HubConfig},
     identity::{self, Identity, IdentityError, Paths, SealKey},
+    overview::VERSION,
     policy::Labels,
     runtime::clock::SharedClock,
     telemetry::metrics::Metrics,
@@ -37,6 +38,8 @@ pub(super) struct Published {
     pub(super) stale: Notify,
     /// Whether anything was published yet.
     told: AtomicBool,
+    /// As it was last read.
+    config: Mutex<Config>,
     data_dir: PathBuf,
     metrics: Metrics,
     clock: SharedClock,
@@ -54,6 +57,7 @@ impl Published {
             labels: watch::Sender::new(config.labels.clone()),
             stale: Notify::new(),
             told: AtomicBool::new(false),
+            config: Mutex::new(config.clone()),
             data_dir: config.data_dir.clone(),
             metrics,
             clock,
@@ -63,6 +67,7 @@ impl Published {
     /// Looks at the identity's files and publishes what they make. A client is only replaced
     /// when something it was made of has changed: its connections are worth keeping.
     pub(super) async fn refresh(&self, config: &Config) {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone_from(config);
         let paths = Paths { data_dir: self.data_dir.clone() };
         let found = tokio::task::spawn_blocking(move || identity::load(&paths)).await;
         let found: Found = match found {
@@ -99,7 +104,32 @@ impl Published {
         self.link.send_replace(link);
     }
 
+    /// Looks at the identity's files once more.
+    pub(super) async fn refresh_again(&self) {
+        let config = self.config();
+        self.refresh(&config).await;
+    }
+
+    /// A client of an identity that is not in place. What it meets is no news about the one that is.
+    pub(super) fn connect(&self, identity: &Identity) -> Option<HubClient> {
+        let metrics = Metrics::new(VERSION).ok()?;
+        self.client_with(identity, &self.config(), metrics)
+    }
+
+    fn config(&self) -> Config {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn client(&self, identity: &Identity, config: &Config) -> Option<HubClient> {
+        self.client_with(identity, config, self.metrics.clone())
+    }
+
+    fn client_with(
+        &self,
+        identity: &Identity,
+        config: &Config,
+        metrics: Metrics,
+    ) -> Option<HubClient> {
         let url = config.hub_url.as_deref()?;
         let proxy = config.hub_proxy.as_deref().map(Address::proxy).transpose();
         match (Address::hub(url), proxy) {
@@ -108,7 +138,7 @@ impl Published {
                 proxy,
                 tls: Arc::clone(&identity.tls),
                 breaker_failures: config.breaker_failures,
-                metrics: self.metrics.clone(),
+                metrics,
                 clock: Arc::clone(&self.clock),
             })),
             (Err(error), _) | (_, Err(error)) => {

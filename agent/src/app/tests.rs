@@ -13,6 +13,7 @@ use tonic_types::StatusExt as _;
 use tracing::level_filters::LevelFilter;
 
 use super::{
+    certs,
     core::{Core, Held},
     daemon::cert_check,
     reload::Reloader,
@@ -74,6 +75,8 @@ impl Agent {
         let deps = Deps {
             overview: core.overview.clone(),
             jobs: core.jobs.clone(),
+            renewal: core.renewal.clone(),
+            proof: certs::proof(&core.published, &core.overview),
             authz: reloader.authz(),
             log,
             reload: Arc::new(move || {

@@ -30,6 +30,15 @@ pub struct Certificate {
     pub last_renewal: Option<Timestamp>,
 }
 
+impl Certificate {
+    /// How long we have it: hubs date the beginning back, for clocks that are late.
+    #[must_use]
+    pub fn life(&self) -> SignedDuration {
+        let from = self.received_at.map_or(self.not_before, |at| at.max(self.not_before));
+        from.duration_until(self.not_after).max(SignedDuration::ZERO)
+    }
+}
+
 /// Which rule decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
@@ -69,7 +78,7 @@ pub struct Plan {
 #[must_use]
 pub fn plan(certificate: &Certificate, asked: Asked, now: Timestamp) -> Plan {
     let Certificate { not_before, not_after, .. } = *certificate;
-    let life = not_before.duration_until(not_after).as_secs().max(0);
+    let life = certificate.life().as_secs();
     let (renew_at, rule, why) = if asked != Asked::Nobody {
         (now, Rule::Forced, "it was asked for".to_owned())
     } else if let Some(picked) = certificate.picked_in_window {
@@ -198,6 +207,23 @@ mod tests {
             plan(&certificate, Asked::Force, Timestamp::UNIX_EPOCH).renew_at,
             Timestamp::UNIX_EPOCH
         );
+    }
+
+    #[test]
+    fn what_was_dated_back_lives_no_longer_for_that() {
+        let received = at("2026-01-01T00:05:00Z");
+        let not_after = later(received, 600);
+        let certificate = Certificate {
+            not_before: at("2026-01-01T00:00:00Z"),
+            not_after,
+            received_at: Some(received),
+            picked_in_window: None,
+            last_renewal: Some(received),
+        };
+        let planned = plan(&certificate, Asked::Nobody, received);
+        assert_eq!(planned.renew_at, later(received, 300));
+        let asked = plan(&certificate, Asked::Someone, received);
+        assert_eq!(asked.renew_at, later(received, 200));
     }
 
     #[test]

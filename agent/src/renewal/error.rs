@@ -43,7 +43,9 @@ impl RenewError {
         Self::new("NO_IDENTITY", fault.to_string(), "enrol first: jtnt-agent enroll")
     }
 
-    pub(super) fn no_hub() -> Self {
+    /// No hub is configured.
+    #[must_use]
+    pub fn no_hub() -> Self {
         Self::new("NO_HUB", "this agent has no hub to ask", "see hub_url in the configuration")
     }
 
@@ -74,6 +76,13 @@ impl RenewError {
     /// The hub does not take the new one, or could not be asked.
     pub(super) fn tried(error: &HubError) -> Self {
         let message = format!("the hub was not shown the other cert successfully: {error}");
+        Self::of_hub(error, message)
+    }
+
+    /// The hub does not take the certificate in place, or could not be asked.
+    #[must_use]
+    pub fn unseen(error: &HubError) -> Self {
+        let message = format!("the hub was not shown the cert successfully: {error}");
         Self::of_hub(error, message)
     }
 

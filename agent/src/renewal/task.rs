@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     audit::{Audit, Record},
-    domain::cert_rule::{Asked, Plan, is_due, look_every, plan, wait_after},
+    domain::cert_rule::{Asked, Certificate, Plan, is_due, look_every, plan, wait_after},
     hub::Link,
     identity::{Identity, IdentityError},
     runtime::entropy::fraction,
@@ -228,8 +228,7 @@ impl Task {
 
     fn next_look(&self) -> Duration {
         let Some(identity) = self.current() else { return UNENROLLED };
-        let life = identity.cert.not_before.duration_until(identity.cert.not_after);
-        look_every(life)
+        look_every(self.facts(&identity).life())
     }
 
     /// When the certificate in place is due; shows it, too.
@@ -260,8 +259,11 @@ impl Task {
     }
 
     fn plan(&self, identity: &Identity, asked: Asked) -> Plan {
-        let known = Known::of(&self.deps.paths, &identity.cert.serial);
-        plan(&facts(&identity.cert, known.as_ref()), asked, self.deps.clock.now())
+        plan(&self.facts(identity), asked, self.deps.clock.now())
+    }
+
+    fn facts(&self, identity: &Identity) -> Certificate {
+        facts(&identity.cert, Known::of(&self.deps.paths, &identity.cert.serial).as_ref())
     }
 
     async fn renew(
@@ -345,8 +347,8 @@ impl Task {
                 );
                 if !back {
                     self.failures = self.failures.saturating_add(1);
-                    let life = identity.cert.not_before.duration_until(identity.cert.not_after);
-                    let drawn = fraction(self.deps.entropy.as_ref());
+                    let (life, drawn) =
+                        (self.facts(identity).life(), fraction(self.deps.entropy.as_ref()));
                     let wait = wait_after(self.failures, life, drawn);
                     self.rests_until = Some(Instant::now() + wait);
                 }

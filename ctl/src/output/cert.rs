@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{
     agent::tone,
+    escape::clean,
     json::{text, time},
     table::{Table, Tone, toned},
     time as human,
@@ -27,11 +28,36 @@ pub(crate) struct Certificate<'a> {
     key_matches: bool,
     problems: &'a [String],
     path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proof: Option<Proof<'a>>,
 }
 
-impl<'a> From<&'a pb::GetCertificateResponse> for Certificate<'a> {
-    fn from(c: &'a pb::GetCertificateResponse) -> Self {
+/// What the hub says of it.
+#[derive(Debug, Serialize)]
+struct Proof<'a> {
+    serial: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seen_serial: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_exchange: Option<&'a str>,
+}
+
+/// Whether the hub saw what it was shown, as far as it tells.
+pub(crate) fn is_same(proof: &pb::ProveCertificateResponse) -> bool {
+    proof.seen_serial.is_empty() || proof.seen_serial == proof.serial
+}
+
+impl<'a> Certificate<'a> {
+    pub(crate) fn of(
+        c: &'a pb::GetCertificateResponse,
+        proof: Option<&'a pb::ProveCertificateResponse>,
+    ) -> Self {
         Self {
+            proof: proof.map(|proof| Proof {
+                serial: &proof.serial,
+                seen_serial: text(&proof.seen_serial),
+                key_exchange: text(&proof.key_exchange),
+            }),
             serial: &c.serial,
             subject: &c.subject,
             issuer: &c.issuer,
@@ -47,8 +73,13 @@ impl<'a> From<&'a pb::GetCertificateResponse> for Certificate<'a> {
     }
 }
 
-pub(crate) fn certificate(c: &pb::GetCertificateResponse, now: Timestamp, color: bool) -> String {
-    let view = Certificate::from(c);
+pub(crate) fn certificate(
+    c: &pb::GetCertificateResponse,
+    proof: Option<&pb::ProveCertificateResponse>,
+    now: Timestamp,
+    color: bool,
+) -> String {
+    let view = Certificate::of(c, proof);
     let mut table = Table::bare();
     table.pair("Status", toned(view.status, tone(view.status)));
     table.pair("Expires", human::when_or_dash(view.not_after, now));
@@ -60,6 +91,14 @@ pub(crate) fn certificate(c: &pb::GetCertificateResponse, now: Timestamp, color:
     table.pair("Chain", yes(view.chain_ok, "leads to the hub's CA", "does not lead to the CA"));
     table.pair("Key", yes(view.key_matches, "matches", "does not match"));
     table.pair("File", view.path);
+    if let Some(proof) = proof {
+        let seen = match &*proof.seen_serial {
+            "" => "takes it; it does not tell which serial it saw".to_owned(),
+            _ if is_same(proof) => format!("saw it ({})", proof.key_exchange),
+            other => format!("saw another one: {other}"),
+        };
+        table.pair("Hub", toned(seen, Tone::of(is_same(proof))));
+    }
     for problem in view.problems {
         table.pair("Problem", toned(problem, Tone::Bad));
     }
@@ -77,6 +116,57 @@ pub(crate) struct Plan<'a> {
     why: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_after: Option<Timestamp>,
+    /// Since the agent started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_failure_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_failure_reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_failure_message: Option<&'a str>,
+}
+
+/// The JSON of one step of `cert renew` and `cert rollback`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Replacement<'a> {
+    step: &'static str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_after: Option<Timestamp>,
+}
+
+impl<'a> From<&'a pb::Replacement> for Replacement<'a> {
+    fn from(r: &'a pb::Replacement) -> Self {
+        let step = match r.step() {
+            pb::ReplacementStep::Unspecified => "unknown",
+            pb::ReplacementStep::Asking => "asking",
+            pb::ReplacementStep::Checking => "checking",
+            pb::ReplacementStep::Trying => "trying",
+            pb::ReplacementStep::Installing => "installing",
+            pb::ReplacementStep::Done => "done",
+        };
+        Self {
+            step,
+            message: &r.message,
+            before: text(&r.before),
+            serial: text(&r.serial),
+            not_after: time(r.not_after.as_ref()),
+        }
+    }
+}
+
+/// One step, for people.
+pub(crate) fn replacement(r: &pb::Replacement) -> String {
+    let view = Replacement::from(r);
+    let mut text = clean(view.message).into_owned();
+    if let Some(until) = view.not_after {
+        text.push_str(&format!(", until {until}"));
+    }
+    text.push('\n');
+    text
 }
 
 impl<'a> From<&'a pb::PlanRenewalResponse> for Plan<'a> {
@@ -93,6 +183,9 @@ impl<'a> From<&'a pb::PlanRenewalResponse> for Plan<'a> {
             rule,
             why: text(&p.why),
             not_after: time(p.not_after.as_ref()),
+            last_failure_at: time(p.last_failure_at.as_ref()),
+            last_failure_reason: text(&p.last_failure_reason),
+            last_failure_message: text(&p.last_failure_message),
         }
     }
 }
@@ -104,5 +197,9 @@ pub(crate) fn plan(p: &pb::PlanRenewalResponse, now: Timestamp, color: bool) -> 
     table.pair_if("Rule", view.rule.unwrap_or_default());
     table.pair_if("Why", view.why.unwrap_or_default());
     table.pair("Expires", human::when_or_dash(view.not_after, now));
+    if let Some(at) = view.last_failure_at {
+        let why = view.last_failure_message.unwrap_or_default();
+        table.pair("Last try", toned(format!("failed {}: {why}", human::when(at, now)), Tone::Bad));
+    }
     table.render(color)
 }

@@ -240,6 +240,22 @@ impl pb::agent_service_server::AgentService for Fake {
     }
 }
 
+/// A certificate took the place of another.
+fn replaced() -> impl Iterator<Item = pb::Replacement> {
+    let step = |step: pb::ReplacementStep, message: &str| pb::Replacement {
+        step: step.into(),
+        message: message.into(),
+        ..pb::Replacement::default()
+    };
+    let done = pb::Replacement {
+        before: "0a1b2c".into(),
+        serial: "0d0e0f".into(),
+        not_after: at(90 * DAY),
+        ..step(pb::ReplacementStep::Done, "the cert 0d0e0f counts now")
+    };
+    [step(pb::ReplacementStep::Asking, "asking the hub for a cert"), done].into_iter()
+}
+
 #[tonic::async_trait]
 impl pb::cert_service_server::CertService for Fake {
     async fn get_certificate(
@@ -262,6 +278,51 @@ impl pb::cert_service_server::CertService for Fake {
         .await
     }
 
+    async fn prove_certificate(
+        &self,
+        _: Request<pb::ProveCertificateRequest>,
+    ) -> Answer<pb::ProveCertificateResponse> {
+        self.one(pb::ProveCertificateResponse {
+            serial: "0a1b2c".into(),
+            seen_serial: "0a1b2c".into(),
+            key_exchange: "X25519MLKEM768".into(),
+        })
+        .await
+    }
+
+    type RenewCertificateStream = Many<pb::RenewCertificateResponse>;
+    type ForceRenewalStream = Many<pb::ForceRenewalResponse>;
+    type RollBackCertificateStream = Many<pb::RollBackCertificateResponse>;
+
+    async fn renew_certificate(
+        &self,
+        _: Request<pb::RenewCertificateRequest>,
+    ) -> Answer<Self::RenewCertificateStream> {
+        let answer = |news| pb::RenewCertificateResponse { news: Some(news) };
+        self.many(replaced().map(answer).collect()).await
+    }
+
+    async fn force_renewal(
+        &self,
+        _: Request<pb::ForceRenewalRequest>,
+    ) -> Answer<Self::ForceRenewalStream> {
+        let answer = |news| pb::ForceRenewalResponse { news: Some(news) };
+        self.many(replaced().map(answer).collect()).await
+    }
+
+    async fn roll_back_certificate(
+        &self,
+        request: Request<pb::RollBackCertificateRequest>,
+    ) -> Answer<Self::RollBackCertificateStream> {
+        if !request.into_inner().no_probe && self.0 == Mood::Well {
+            let why = "there is no cert to go back to; enrol again";
+            let details = ErrorDetails::with_error_info("NO_BACKUP", "jtnt", []);
+            return Err(Status::with_error_details(Code::FailedPrecondition, why, details));
+        }
+        let answer = |news| pb::RollBackCertificateResponse { news: Some(news) };
+        self.many(replaced().map(answer).collect()).await
+    }
+
     async fn plan_renewal(
         &self,
         _: Request<pb::PlanRenewalRequest>,
@@ -269,6 +330,9 @@ impl pb::cert_service_server::CertService for Fake {
         self.one(pb::PlanRenewalResponse {
             renew_at: at(5 * DAY),
             rule: pb::RenewalRule::ThirtyDays.into(),
+            last_failure_at: at(-600),
+            last_failure_reason: "CERTIFICATE_REVOKED".into(),
+            last_failure_message: "the hub answered 403".into(),
             why: "30 days before it expires".into(),
             not_after: at(35 * DAY),
         })

@@ -66,7 +66,18 @@ fn agent() {
 fn cert() {
     assert_snapshot!(transcript(
         World::Well,
-        &["cert check", "cert check -o json", "cert plan", "cert plan -o json"]
+        &[
+            "cert check",
+            "cert check -o json",
+            "cert check --prove",
+            "cert check --prove -o json",
+            "cert plan",
+            "cert plan -o json",
+            "cert renew",
+            "cert renew --force -o json",
+            "cert rollback",
+            "cert rollback --no-probe",
+        ]
     ));
 }
 
@@ -142,7 +153,7 @@ fn cache() {
     ));
 }
 
-const ONE_OF_EACH: [&str; 23] = [
+const ONE_OF_EACH: [&str; 27] = [
     "status",
     "status --watch",
     "health",
@@ -153,6 +164,10 @@ const ONE_OF_EACH: [&str; 23] = [
     "reload",
     "cert check",
     "cert plan",
+    "cert check --prove",
+    "cert renew",
+    "cert renew --force",
+    "cert rollback",
     "policy show",
     "policy refresh",
     "policy check-exec /x",

@@ -1,16 +1,21 @@
-//! `CertService`, with what is true already: how the certificate is, and when it is due.
+//! `CertService`: how the certificate is, when it is due, and its replacement as it goes.
 
-use jtnt_proto::admin::v1::{self as pb, RenewalRule, cert_service_server::CertService};
+use futures_util::stream;
+use jtnt_proto::admin::v1::{
+    self as pb, RenewalRule, ReplacementStep, cert_service_server::CertService,
+};
+use tokio::sync::mpsc;
 use tonic::{Code, Request, Response, Status};
 
-use super::{Answer, Deps, blocking};
+use super::{Answer, Deps, Many, blocking};
 use crate::{
-    admin::{convert, error},
+    admin::{convert, error, guard::caller_of},
     domain::{
-        cert_rule::{Asked, Certificate, Rule, plan},
+        cert_rule::{Asked, Rule, plan},
         health,
     },
     identity::{self, IdentityError, Paths},
+    renewal::{Known, RenewError, Replaced, Report, Step, facts},
 };
 
 pub(super) struct Cert(pub(super) Deps);
@@ -21,6 +26,10 @@ fn no_identity(fault: &IdentityError) -> Status {
 
 #[tonic::async_trait]
 impl CertService for Cert {
+    type RenewCertificateStream = Many<pb::RenewCertificateResponse>;
+    type ForceRenewalStream = Many<pb::ForceRenewalResponse>;
+    type RollBackCertificateStream = Many<pb::RollBackCertificateResponse>;
+
     async fn get_certificate(
         &self,
         _: Request<pb::GetCertificateRequest>,
@@ -69,15 +78,12 @@ impl CertService for Cert {
         let s = self.0.overview.sources();
         let identity = s.identity.borrow().clone();
         let identity = identity.map_err(|fault| no_identity(&fault))?;
-        let (not_before, not_after) = (identity.cert.not_before, identity.cert.not_after);
-        let certificate = Certificate {
-            not_before,
-            not_after,
-            received_at: None,
-            picked_in_window: None,
-            last_renewal: None,
-        };
+        let (paths, cert) = (Paths { data_dir: s.data_dir.clone() }, identity.cert.clone());
+        let not_after = cert.not_after;
+        let certificate =
+            blocking(move || facts(&cert, Known::of(&paths, &cert.serial).as_ref())).await?;
         let plan = plan(&certificate, Asked::Nobody, s.time.now());
+        let failure = self.0.renewal.status().last_failure;
         let rule = match plan.rule {
             Rule::Forced => RenewalRule::Forced,
             Rule::HubWindow => RenewalRule::HubWindow,
@@ -89,6 +95,102 @@ impl CertService for Cert {
             rule: rule.into(),
             why: plan.why,
             not_after: Some(convert::time(not_after)),
+            last_failure_at: failure.as_ref().map(|(at, _)| convert::time(*at)),
+            last_failure_reason: failure
+                .as_ref()
+                .map(|(_, e)| e.reason.to_string())
+                .unwrap_or_default(),
+            last_failure_message: failure.map(|(_, e)| e.message).unwrap_or_default(),
         }))
     }
+
+    async fn prove_certificate(
+        &self,
+        _: Request<pb::ProveCertificateRequest>,
+    ) -> Answer<pb::ProveCertificateResponse> {
+        let proven = (self.0.proof)().await.map_err(|e| refused(&e))?;
+        Ok(Response::new(pb::ProveCertificateResponse {
+            serial: proven.serial,
+            seen_serial: proven.seen.unwrap_or_default(),
+            key_exchange: proven.key_exchange.unwrap_or_default(),
+        }))
+    }
+
+    async fn renew_certificate(
+        &self,
+        request: Request<pb::RenewCertificateRequest>,
+    ) -> Answer<Self::RenewCertificateStream> {
+        let news = self.0.renewal.renew(false, caller_of(&request)).map_err(busy)?;
+        let answer = |news| pb::RenewCertificateResponse { news: Some(news) };
+        Ok(Response::new(told(news, answer)))
+    }
+
+    async fn force_renewal(
+        &self,
+        request: Request<pb::ForceRenewalRequest>,
+    ) -> Answer<Self::ForceRenewalStream> {
+        let news = self.0.renewal.renew(true, caller_of(&request)).map_err(busy)?;
+        let answer = |news| pb::ForceRenewalResponse { news: Some(news) };
+        Ok(Response::new(told(news, answer)))
+    }
+
+    async fn roll_back_certificate(
+        &self,
+        request: Request<pb::RollBackCertificateRequest>,
+    ) -> Answer<Self::RollBackCertificateStream> {
+        let caller = caller_of(&request);
+        let prove = !request.into_inner().no_probe;
+        let news = self.0.renewal.roll_back(prove, caller).map_err(busy)?;
+        let answer = |news| pb::RollBackCertificateResponse { news: Some(news) };
+        Ok(Response::new(told(news, answer)))
+    }
+}
+
+/// What is told, to the end.
+fn told<T: Send + 'static>(
+    news: mpsc::Receiver<Report>,
+    answer: impl Fn(pb::Replacement) -> T + Send + Copy + 'static,
+) -> Many<T> {
+    Box::pin(stream::unfold(Some(news), move |news| async move {
+        let mut news = news?;
+        match news.recv().await {
+            Some(Report::Step(step)) => Some((Ok(answer(replacement(step))), Some(news))),
+            Some(Report::End(Ok(replaced))) => Some((Ok(answer(done(replaced))), None)),
+            Some(Report::End(Err(error))) => Some((Err(refused(&error)), None)),
+            None => {
+                let why = "the agent stops; ask again once it runs";
+                Some((Err(error::status(Code::Unavailable, "STOPPING", why)), None))
+            }
+        }
+    }))
+}
+
+fn replacement(step: Step) -> pb::Replacement {
+    let number = match step {
+        Step::Asking => ReplacementStep::Asking,
+        Step::Checking => ReplacementStep::Checking,
+        Step::Trying => ReplacementStep::Trying,
+        Step::Installing => ReplacementStep::Installing,
+    };
+    let (step, message) = (number.into(), step.words().to_owned());
+    pb::Replacement { step, message, ..pb::Replacement::default() }
+}
+
+fn done(Replaced { before, cert }: Replaced) -> pb::Replacement {
+    pb::Replacement {
+        step: ReplacementStep::Done.into(),
+        message: format!("the cert {} counts now", cert.serial),
+        before,
+        serial: cert.serial,
+        not_after: Some(convert::time(cert.not_after)),
+    }
+}
+
+fn refused(refused: &RenewError) -> Status {
+    let message = format!("{refused}; {}", refused.advice);
+    error::status(Code::FailedPrecondition, &refused.reason, message)
+}
+
+fn busy(why: String) -> Status {
+    error::status(Code::ResourceExhausted, "BUSY", why)
 }

@@ -1,0 +1,124 @@
+//! Certificates replace themselves under a running agent, and whoever asks sees it.
+
+use std::{fs, time::Duration};
+
+use jtnt_hub_mock::{Hub, Kind, OldCertificates, Recorded, Route};
+use serde_json::json;
+
+use crate::{
+    crash::kill,
+    site::{Site, exec},
+    support::eventually,
+};
+
+/// Serials of the connections that asked for something since the hub saw `serial` first.
+fn serials_since(site: &Site, serial: &str) -> Vec<String> {
+    let all = site.hub.requests(&jtnt_hub_mock::Filter::default());
+    let from = all.iter().position(|r| r.serial.as_deref() == Some(serial)).unwrap();
+    all[from..].iter().filter_map(|r| r.serial.clone()).collect()
+}
+
+#[tokio::test]
+async fn an_operator_renews_proves_and_goes_back() {
+    let site = Site::ready(Hub::builder()).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    let first = site.home.asked(&["cert", "check", "--prove"]).await.unwrap();
+    assert_eq!(first["serial"], first["proof"]["seen_serial"], "{first}");
+    assert_eq!(first["proof"]["key_exchange"], "X25519MLKEM768");
+    let told = site.home.ctl(&["cert", "renew"]).await.unwrap().exits(0).unwrap();
+    assert!(told.stdout.contains("showing it to the hub"), "{}", told.stdout);
+    let second = site.home.asked(&["cert", "check", "--prove"]).await.unwrap();
+    assert_ne!(second["serial"], first["serial"]);
+    assert_eq!(second["serial"], second["proof"]["seen_serial"]);
+    // The other identity is in use at once, everywhere.
+    let serial = second["serial"].as_str().unwrap().to_owned();
+    site.hub.await_request(|r: &Recorded| r.serial.as_deref() == Some(&serial)).await;
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    let again = site.home.ctl(&["cert", "renew"]).await.unwrap().exits(1).unwrap();
+    assert!(again.stderr.contains("NOT_DUE") && again.stderr.contains("--force"), "{again:?}");
+    let back = site.home.ctl(&["cert", "rollback"]).await.unwrap().exits(0).unwrap();
+    assert!(back.stdout.contains(first["serial"].as_str().unwrap()), "{}", back.stdout);
+    let shown = site.home.asked(&["cert", "check"]).await.unwrap();
+    assert_eq!(shown["serial"], first["serial"]);
+    site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(0).unwrap();
+    let rotated: Vec<_> =
+        site.audit().into_iter().filter(|line| line["event"] == "cert_rotated").collect();
+    let serials: Vec<_> = rotated.iter().map(|line| &line["details"]["serial"]).collect();
+    assert_eq!(serials.len(), 3, "{rotated:?}");
+    assert_eq!((serials[0], serials[1]), (&second["serial"], &first["serial"]));
+    assert_eq!(rotated[1]["details"]["rolled_back"], true);
+    assert!(rotated.iter().all(|line| line["caller"]["uid"].is_u64()), "{rotated:?}");
+    let page = agent.get("metrics_listen", "/metrics").await.unwrap().body;
+    let count = "jtnt_agent_cert_rotation_total{status=\"success\"} 3";
+    assert!(page.lines().any(|line| line == count), "{page}");
+    agent.stop().await.unwrap();
+
+    // And without a daemon.
+    let now = site.home.agent(&["cert", "check", "-o", "json"]).await.unwrap().exits(0).unwrap();
+    let back = site.home.agent(&["cert", "rollback"]).await.unwrap().exits(0).unwrap();
+    let then = site.home.agent(&["cert", "check", "-o", "json"]).await.unwrap().exits(0).unwrap();
+    assert_ne!(now.stdout, then.stdout, "{}", back.stdout);
+}
+
+#[tokio::test]
+async fn a_hint_renews_and_from_then_on_the_old_one_is_not_seen() {
+    let site = Site::ready(Hub::builder()).await;
+    site.home.configure(&json!({"heartbeat_interval_seconds": 1})).unwrap();
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    site.hub.set_old_certificates(OldCertificates::OldDies);
+    let before = site.hub.agents()[0].certificates[0].serial.clone();
+    site.hub.hint_renewal(&site.id, true);
+    let log = agent.says(0, "the client cert was renewed").await.unwrap();
+    let serial = log["serial"].as_str().unwrap().to_owned();
+    assert_ne!(serial, before);
+    site.hub.await_request(|r| r.serial.as_deref() == Some(&serial)).await;
+    for _ in 0..3 {
+        assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    }
+    let seen = serials_since(&site, &serial);
+    // What was under way when it changed may still end; nothing begins with the old one.
+    let old = seen.iter().skip(1).filter(|seen| **seen == before).count();
+    assert!(old <= 1, "{seen:?}");
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_short_life_renews_itself_over_a_hub_that_is_away_and_an_agent_that_is_killed() {
+    let site = Site::ready(Hub::builder().certificate_life(Duration::from_secs(40))).await;
+    site.hub.set_old_certificates(OldCertificates::OldDies);
+    // The hub issues one, and its answer is lost.
+    site.hub.set_fault(Route::Renew, Kind::Cut, Some(1)).unwrap();
+    let agent = site.home.start().await.unwrap();
+    site.hub.await_request(|r| r.route == Some(Route::Renew)).await;
+    kill(agent).await;
+    let agent = site.home.start().await.unwrap();
+    let log = agent.says(0, "the client cert was renewed").await.unwrap();
+    let serial = log["serial"].as_str().unwrap().to_owned();
+    assert_eq!(site.hub.agents()[0].certificates.last().unwrap().serial, serial);
+    assert_eq!(site.hub.agents()[0].certificates.len(), 2);
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    assert!(!fs::exists(site.home.data().join("certs/client.key.pending")).unwrap());
+    let plan = site.home.asked(&["cert", "plan"]).await.unwrap();
+    assert!(plan["renew_at"].as_str() < plan["not_after"].as_str(), "{plan}");
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_revoked_agent_says_so_and_how_to_come_back() {
+    let site = Site::ready(Hub::builder()).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    site.hub.judge_certificates(&site.id, jtnt_hub_mock::Standing::Revoked).await.unwrap();
+    let told = site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(1).unwrap();
+    assert!(told.stderr.contains("CERTIFICATE_REVOKED"), "{}", told.stderr);
+    assert!(told.stderr.contains("jtnt-agent enroll --force"), "{}", told.stderr);
+    let seen = eventually("the plan tells of it", async || {
+        let plan = site.home.asked(&["cert", "plan"]).await.map_err(|f| f.to_string())?;
+        let told = plan["last_failure_reason"] == "CERTIFICATE_REVOKED";
+        if told { Ok(()) } else { Err(plan.to_string()) }
+    });
+    seen.await.unwrap();
+    agent.stop().await.unwrap();
+}
