@@ -108,6 +108,7 @@ async fn a_short_life_renews_itself_over_a_hub_that_is_away_and_an_agent_that_is
 #[tokio::test]
 async fn a_revoked_agent_says_so_and_how_to_come_back() {
     let site = Site::ready(Hub::builder()).await;
+    site.home.configure(&json!({"heartbeat_interval_seconds": 1})).unwrap();
     let agent = site.home.start().await.unwrap();
     site.in_force(1).await;
     site.hub.judge_certificates(&site.id, jtnt_hub_mock::Standing::Revoked).await.unwrap();
@@ -120,5 +121,46 @@ async fn a_revoked_agent_says_so_and_how_to_come_back() {
         if told { Ok(()) } else { Err(plan.to_string()) }
     });
     seen.await.unwrap();
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_renewal_loses_no_request_of_what_is_under_way() {
+    let site = Site::ready(Hub::builder()).await;
+    site.home.configure(&json!({"heartbeat_interval_seconds": 1})).unwrap();
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    fs::create_dir_all(site.home.files()).unwrap();
+    let dest = site.home.files().join("large");
+    // Long enough for several renewals: a thousand times more than goes at once.
+    let content = vec![7; 384 << 20];
+    let artifact = site.hub.put_artifact(&content).unwrap();
+    let work = json!({"type": "download", "command": {"artifact": artifact, "dest": dest}});
+    let large = site.order(work, |_| {}).await;
+    site.hub.await_request(|r| r.route == Some(Route::Artifact)).await;
+    let mut serials = std::collections::BTreeSet::new();
+    for _ in 0..4 {
+        let (renewed, job) = tokio::join!(
+            site.home.ctl(&["cert", "renew", "--force", "-o", "json"]),
+            site.run(exec("/usr/bin/true", &[])),
+        );
+        let told = renewed.unwrap().exits(0).unwrap().stdout;
+        let done: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+        serials.insert(done["serial"].as_str().unwrap().to_owned());
+        assert_eq!(job.state, "ok");
+    }
+    assert_eq!(serials.len(), 4, "a new one each time");
+    let end = site.end_of(&large).await;
+    assert_eq!(end.state, "ok", "{end:?}");
+    assert_eq!(fs::metadata(&dest).unwrap().len(), content.len() as u64);
+    let refused: Vec<_> = site
+        .hub
+        .requests(&jtnt_hub_mock::Filter::default())
+        .into_iter()
+        .filter(|r| r.status >= 400 || r.status == 0)
+        .collect();
+    assert!(refused.is_empty(), "{refused:?}");
+    let artifacts = site.hub.requests(&jtnt_hub_mock::Filter::route(Route::Artifact));
+    assert_eq!(artifacts.len(), 1, "the transfer went on over its connection");
     agent.stop().await.unwrap();
 }

@@ -15,6 +15,8 @@ mod bad_jobs;
 #[cfg(test)]
 mod bad_policy;
 #[cfg(test)]
+mod cert_points;
+#[cfg(test)]
 mod certs;
 #[cfg(test)]
 mod commands;

@@ -31,6 +31,9 @@ CHANGES = {
     "AgentService/Reload",
     "AuditService/CleanLog",
     "CacheService/CleanCache",
+    "CertService/ForceRenewal",
+    "CertService/RenewCertificate",
+    "CertService/RollBackCertificate",
     "JobService/CancelJob",
     "PolicyService/RefreshPolicy",
 }
@@ -73,6 +76,10 @@ def reads(job, output, program):
             lambda a: a[-1]["summary"]["verdict"] == "OK",
         ),
         "CacheService/GetCache": ({}, lambda a: int(a[0]["maxBytes"]) > 0),
+        "CertService/ProveCertificate": (
+            {},
+            lambda a: a[0]["serial"] == a[0]["seenSerial"] and a[0]["keyExchange"],
+        ),
         "CertService/GetCertificate": (
             {},
             lambda a: a[0]["chainOk"] and a[0]["keyMatches"] and a[0]["status"] == "pass",
@@ -91,6 +98,10 @@ def reads(job, output, program):
             lambda a: written(a) == f"{output}\n",
         ),
         "JobService/WatchJobs": ({}, lambda a: a[0]["job"]["jobId"]),
+        "PolicyService/DiffPolicy": (
+            {"document": '{"version": 9, "expires_at": "2100-01-01T00:00:00Z"}'},
+            lambda a: int(a[0]["documentVersion"]) == 9 and a[0]["changes"],
+        ),
         "PolicyService/GetPolicy": ({}, lambda a: a[0]["version"] == "1" and a[0]["signedBy"]),
         "PolicyService/CheckExec": (
             {"path": program, "args": [output]},
@@ -116,6 +127,7 @@ def refusals(job):
         # It was allowed by a rule, so nobody watched it.
         (LEARN, {"job_id": job}, grpc.StatusCode.FAILED_PRECONDITION),
         (LEARN, {"job_id": "no-such-job"}, grpc.StatusCode.NOT_FOUND),
+        ("PolicyService/DiffPolicy", {"document": "{"}, grpc.StatusCode.INVALID_ARGUMENT),
         ("AgentService/SetLogLevel", {"level": "loud"}, grpc.StatusCode.INVALID_ARGUMENT),
         ("AuditService/VerifyLog", {"files": ["../keys/audit.key"]}, grpc.StatusCode.NOT_FOUND),
     ]

@@ -143,6 +143,8 @@ pub struct Facts {
     pub enrolled: Enrolled,
     /// Validity of the client certificate: from, to.
     pub certificate: Option<(Timestamp, Timestamp)>,
+    /// Why the hub refuses to talk to this agent at all: its reason for the last heartbeat.
+    pub refused: Option<String>,
     /// Since the last heartbeat that the hub answered.
     pub heartbeat_age: Option<Duration>,
     /// Since the agent started.
@@ -213,7 +215,32 @@ pub fn certificate(facts: &Facts) -> Check {
     } else {
         (Mark::Pass, format!("certificate valid until {}", date(to)))
     };
+    let (status, message) = match facts.refused.as_deref().and_then(refused) {
+        Some(message) => (Mark::Fail, message.to_owned()),
+        None => (status, message),
+    };
     Check { expires_in_days: Some(days), ..check(status, message) }
+}
+
+/// What a reason of the hub means for the certificate, whatever its dates say.
+fn refused(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "CERTIFICATE_REVOKED" => {
+            "REVOKED: the hub has revoked the certificate; type: jtnt-agent enroll --force"
+        }
+        "CERTIFICATE_EXPIRED" => {
+            "NEEDS_REENROLL: the certificate has expired, and the hub has not renewed it yet; if it \
+             does not, type: jtnt-agent enroll --force"
+        }
+        "CERTIFICATE_UNKNOWN" | "AGENT_UNKNOWN" => {
+            "NEEDS_REENROLL: the hub does not know this certificate; type: jtnt-agent enroll --force"
+        }
+        "CERTIFICATE_REPLACED" => {
+            "NEEDS_REENROLL: the hub takes only a newer certificate, which is not here; type: \
+             jtnt-agent cert renew --force, or jtnt-agent enroll --force"
+        }
+        _ => return None,
+    })
 }
 
 fn hub(facts: &Facts) -> Check {

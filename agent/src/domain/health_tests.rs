@@ -12,6 +12,7 @@ fn well() -> Facts {
         zone: TimeZone::UTC,
         enrolled: Enrolled::Yes,
         certificate: Some((at("2025-12-16T00:00:00Z"), at("2026-12-16T10:30:00.4Z"))),
+        refused: None,
         heartbeat_age: Some(Duration::from_secs(30)),
         uptime: Duration::from_secs(3600),
         policy_expires_at: Some(at("2025-12-31T00:00:00Z")),
@@ -111,6 +112,23 @@ fn a_certificate_fails_once_it_expired_or_when_it_is_not_valid_yet() {
     assert_eq!(gone.expires_in_days, Some(-1));
     assert_eq!(cert_with(10, 11 * DAY).status, Mark::Fail);
     assert_eq!(judged(|f| f.certificate = None).checks.certificates.status, Mark::Fail);
+}
+
+#[test]
+fn what_the_hub_says_of_the_certificate_counts_more_than_its_dates() {
+    let said = |reason: &str| {
+        let report = judged(|f| f.refused = Some(reason.to_owned()));
+        let check = report.checks.certificates;
+        (check.status.word(), check.message)
+    };
+    let (status, message) = said("CERTIFICATE_REVOKED");
+    assert_eq!(status, "fail");
+    assert!(message.starts_with("REVOKED") && message.contains("jtnt-agent enroll --force"));
+    for reason in ["CERTIFICATE_EXPIRED", "CERTIFICATE_UNKNOWN", "CERTIFICATE_REPLACED"] {
+        let (status, message) = said(reason);
+        assert!(status == "fail" && message.starts_with("NEEDS_REENROLL"), "{message}");
+    }
+    assert_eq!(said("RATE").0, "pass", "what is not about the certificate says nothing of it");
 }
 
 #[test]

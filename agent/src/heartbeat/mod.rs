@@ -36,6 +36,8 @@ pub struct HeartbeatStatus {
     pub last_success_uptime: Option<Duration>,
     /// What went wrong since; nothing when nothing did.
     pub last_error: Option<String>,
+    /// The hub's reason, where it answered no.
+    pub refused: Option<String>,
     /// The next one.
     pub next_attempt_at: Option<Timestamp>,
     /// Failures in a row.
@@ -163,6 +165,7 @@ where
             last_success: Some(now),
             last_success_uptime: Some(self.deps.clock.uptime()),
             last_error: None,
+            refused: None,
             next_attempt_at: Some(later(now, wait)),
             consecutive_failures: 0,
         };
@@ -197,6 +200,10 @@ where
                 status.last_error = Some(error.to_string());
             } else if status.last_error.is_none() {
                 status.last_error = Some(SPARED.to_owned());
+            }
+            // That nobody answers makes no other answer of what was said before.
+            if let HubError::Refused { reason, .. } = error {
+                status.refused = Some(reason.clone());
             }
             status.next_attempt_at = Some(next);
             status.consecutive_failures = failures;

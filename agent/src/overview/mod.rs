@@ -144,6 +144,7 @@ impl Overview {
             zone: s.zone.clone(),
             enrolled,
             certificate,
+            refused: s.heartbeat.borrow().refused.clone(),
             heartbeat_age: last_success.map(|at| uptime.saturating_sub(at)),
             uptime: self.uptime(),
             policy_expires_at,

@@ -175,6 +175,23 @@ impl Deps {
         Ok(Replaced { before: known.before, cert: tried.cert })
     }
 
+    /// Whether an earlier try left something to be gone on with. What is no use is forgotten.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        match Pending::find(&self.paths) {
+            Some(pending) if !self.is_in_place(&pending) => true,
+            Some(_) => {
+                self.forget();
+                false
+            }
+            None if self.paths.client_key_pending().exists() => {
+                self.forget();
+                false
+            }
+            None => false,
+        }
+    }
+
     /// A pair that an earlier try got and did not bring to its place. What cannot be used is
     /// forgotten.
     fn waiting(&self, current: &Identity) -> Option<Pair> {

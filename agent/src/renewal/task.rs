@@ -15,7 +15,6 @@ use super::{
     Deps, Known, Replaced, Step,
     error::RenewError,
     keep::{clean_backup, facts},
-    pending::Pending,
 };
 use crate::{
     audit::{Audit, Record},
@@ -248,7 +247,7 @@ impl Task {
             tracing::warn!(%error, "the backup of the cert stays");
         }
         let Some(identity) = self.current() else { return };
-        let unfinished = Pending::find(&self.deps.paths).is_some();
+        let unfinished = self.deps.is_unfinished();
         let due = is_due(&self.plan(&identity, asked), daily, self.deps.clock.now());
         let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
         if rests || !(due || unfinished) {
