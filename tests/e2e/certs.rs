@@ -164,3 +164,30 @@ async fn a_renewal_loses_no_request_of_what_is_under_way() {
     assert_eq!(artifacts.len(), 1, "the transfer went on over its connection");
     agent.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_certificate_that_the_hub_calls_expired_is_renewed_by_its_holder() {
+    let site = Site::ready(Hub::builder()).await;
+    site.home.configure(&json!({"heartbeat_interval_seconds": 1})).unwrap();
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    let expired = jtnt_hub_mock::Standing::Expired;
+    site.hub.judge_certificates(&site.id, expired).await.unwrap();
+    agent.says(0, "the client cert was renewed").await.unwrap();
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    // Not in a loop, though: the next one is asked for by somebody, or refused for a while.
+    let mark = agent.mark();
+    site.hub.judge_certificates(&site.id, expired).await.unwrap();
+    agent.says(mark, "the hub is lost").await.unwrap();
+    let health = eventually("health tells of it", async || {
+        let health = agent.get("health_listen", "/health").await.map_err(|f| f.to_string())?;
+        let said = health.json().map_err(|f| f.to_string())?["checks"]["certificates"].clone();
+        let message = said["message"].as_str().unwrap_or_default();
+        if message.starts_with("NEEDS_REENROLL") { Ok(()) } else { Err(said.to_string()) }
+    });
+    health.await.unwrap();
+    assert_eq!(site.hub.agents()[0].certificates.len(), 2, "no third one");
+    site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(0).unwrap();
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    agent.stop().await.unwrap();
+}

@@ -2,6 +2,8 @@
 
 use std::{pin::Pin, sync::Arc};
 
+use tokio::sync::watch;
+
 use super::{
     beat,
     core::{Base, State},
@@ -9,6 +11,7 @@ use super::{
 };
 use crate::{
     admin::{Proof, Proven},
+    heartbeat::HeartbeatStatus,
     hub::HubError,
     identity::{self, CertInfo, IdentityError, Paths},
     overview::Overview,
@@ -40,6 +43,17 @@ pub(super) fn renewal(
     });
     let told = (state.audit.clone(), base.metrics.clone());
     Ok(Task::build(deps, watched, told, take_up))
+}
+
+/// A hub that takes the certificate no longer, whatever its dates say, may still renew it.
+pub(super) async fn heed(mut heartbeat: watch::Receiver<HeartbeatStatus>, renewal: Renewal) {
+    while heartbeat.changed().await.is_ok() {
+        let refused = heartbeat.borrow_and_update().refused.clone();
+        let over = ["CERTIFICATE_EXPIRED", "CERTIFICATE_REPLACED"];
+        if refused.is_some_and(|reason| over.contains(&reason.as_str())) {
+            renewal.hint();
+        }
+    }
 }
 
 fn connect(published: &Arc<Published>) -> Connect {

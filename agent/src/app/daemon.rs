@@ -150,6 +150,14 @@ async fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
     }
     if let Some(renewals) = core.renewals.take() {
         tasks.spawn("renewal", Class::Essential, renewals.run(stop.clone()));
+        let heed = certs::heed(core.heartbeat.subscribe(), core.renewal.clone());
+        let own = stop.clone();
+        tasks.spawn("refused certs", Class::OneShot, async move {
+            tokio::select! {
+                () = heed => {}
+                () = own.cancelled() => {}
+            }
+        });
     }
     let (backoff, kept) = watch::channel(None);
     let (base, max) = (core.base.config.retry_base_seconds, core.base.config.retry_max_seconds);
