@@ -140,7 +140,8 @@ impl Check {
         if policy.exec.len() + policy.script.len() + policy.file.len() > MAX_RULES {
             self.error(None, format!("more than {MAX_RULES} rules"));
         }
-        if policy.exec.is_empty() && policy.script.is_empty() && policy.file.is_empty() {
+        let none = policy.exec.is_empty() && policy.script.is_empty() && policy.file.is_empty();
+        if none && policy.mode == Mode::Enforce {
             self.warn(None, "it has no rules, so it denies everything");
         }
     }

@@ -48,6 +48,7 @@ const fn works_alone(command: &Command) -> bool {
                     | Policy::CheckScript { .. }
                     | Policy::CheckFile { .. }
                     | Policy::Diff { .. }
+                    | Policy::Learn { .. }
             )
     )
 }

@@ -89,7 +89,12 @@ impl Published {
         let keyring = found.as_ref().ok().map(|identity| identity.keyring.clone());
         let seal = found.as_ref().ok().and_then(|identity| identity.seal.clone());
         let link = found.as_ref().ok().and_then(|identity| self.client(identity, config));
+        let known = self.identity.borrow().as_ref().ok().map(|before| before.agent_id.clone());
         match &found {
+            Ok(identity) if known.as_ref() == Some(&identity.agent_id) => tracing::debug!(
+                serial = identity.cert.serial,
+                "another identity of this agent is in use"
+            ),
             Ok(identity) => tracing::info!(
                 agent_id = identity.agent_id,
                 serial = identity.cert.serial,

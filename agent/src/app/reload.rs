@@ -77,7 +77,11 @@ impl Reloader {
         // Looked up anew each time: the user database may have changed.
         self.authz.send_replace(Authz::resolve(&names(&running), users::own_uid()));
         self.published.refresh(&running).await;
-        tracing::info!(changed = ?seen.changed, "configuration read again");
+        if seen.changed.is_empty() {
+            tracing::debug!("configuration read again; nothing differs");
+        } else {
+            tracing::info!(changed = ?seen.changed, "configuration read again");
+        }
         Ok(Reloaded { changed: seen.changed, needs_restart: seen.needs_restart })
     }
 

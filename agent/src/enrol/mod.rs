@@ -201,6 +201,9 @@ async fn under_lock(
             at(e)
         });
     }
+    if let Err(error) = identity::forget_others(paths) {
+        tracing::warn!(%error, "pairs of the identity before stay beside the new one");
+    }
     Ok(Enrolled {
         agent_id: asked.request.agent_id.clone(),
         cert: judged.info,

@@ -111,8 +111,14 @@ fn judged(answer: Result<(), HubError>) -> (Seen, Seen) {
         Err(HubError::Refused { status: 404, .. }) => {
             (accepted(), Ok("the hub answers; it has no policy yet".to_owned()))
         }
-        Err(HubError::Refused { status: 401 | 403, detail, .. }) => {
-            let advice = "enrol again: jtnt-agent enroll --force";
+        Err(HubError::Refused { status: 401 | 403, detail, reason, .. }) => {
+            let advice = match reason.as_str() {
+                "CERTIFICATE_EXPIRED" => "renew it: jtnt-agent cert renew --force",
+                "CERTIFICATE_REPLACED" => {
+                    "go back to the newer one, if that is the backup: jtnt-agent cert rollback"
+                }
+                _ => "enrol again: jtnt-agent enroll --force",
+            };
             let message = format!("the hub refuses this agent's client cert: {detail}");
             let refused = fault(Step::ClientCertificate, "CLIENT_CERT_REFUSED", message, advice);
             (Err(refused.clone()), Err(refused))

@@ -113,7 +113,11 @@ pub(crate) fn load_placed(paths: &Paths, machine: Option<Hash>) -> Result<Identi
     }
     let why = match assemble(paths, &files) {
         Ok(identity) => return Ok(identity),
-        Err(why) => why,
+        Err(Flaw { file: Some(file), why }) => IdentityError::Unusable(format!(
+            "{}: {why}; enrol again: {ENROL_AGAIN}",
+            file.display()
+        )),
+        Err(Flaw { file: None, why }) => IdentityError::Unusable(why),
     };
     // Whatever happened to the pair in place: another whole one is better than none.
     for (pair, what) in spare(paths) {
@@ -148,7 +152,8 @@ pub fn with_pair(
     let Some(files) = files::read(paths)? else { return Err(IdentityError::NotEnrolled) };
     let files = files.with(pair);
     let ca_bundle = bundle.unwrap_or_else(|| files.ca_bundle.clone());
-    assemble(paths, &files::Files { ca_bundle, ..files })
+    let assembled = assemble(paths, &files::Files { ca_bundle, ..files });
+    assembled.map_err(|flaw| IdentityError::Unusable(flaw.why))
 }
 
 /// Of the authorities that somebody offers, those that may be believed, beside those in place: what
@@ -176,15 +181,20 @@ pub fn bundle_with(paths: &Paths, offered: &[u8]) -> Result<Vec<u8>, IdentityErr
     Ok(kept.iter().map(|ca| x509::pem(ca)).collect::<String>().into_bytes())
 }
 
+/// What is wrong with an identity.
+struct Flaw {
+    /// Where, unless that is said already.
+    file: Option<PathBuf>,
+    why: String,
+}
+
 /// An identity of these contents, if it is whole.
-fn assemble(paths: &Paths, files: &files::Files) -> Result<Identity, IdentityError> {
-    let unusable = |what: PathBuf, why: String| {
-        IdentityError::Unusable(format!("{}: {why}; enrol again: {ENROL_AGAIN}", what.display()))
-    };
+fn assemble(paths: &Paths, files: &files::Files) -> Result<Identity, Flaw> {
+    let unusable = |file: PathBuf, why: String| Flaw { file: Some(file), why };
+    let told = |why: String| Flaw { file: None, why };
     let keyring =
         Keyring::from_root(&files.root).map_err(|e| unusable(paths.root(), e.to_string()))?;
-    let audit = key::open(paths).map_err(IdentityError::Unusable)?;
-    let Some(audit) = audit else {
+    let Some(audit) = key::open(paths).map_err(told)? else {
         return Err(unusable(paths.audit_key(), "the audit key is missing".to_owned()));
     };
     let id = agent_id(&audit.public_key());
@@ -197,9 +207,25 @@ fn assemble(paths: &Paths, files: &files::Files) -> Result<Identity, IdentityErr
         x509::private_key(&files.client_key).map_err(|why| unusable(paths.client_key(), why))?;
     let tls = tls::client_config(&anchors.servers, Some((chain, key)))
         .map_err(|why| unusable(paths.client_key(), why))?;
-    let seal = seal::open(paths).map_err(IdentityError::Unusable)?.map(Arc::new);
+    let seal = seal::open(paths).map_err(told)?.map(Arc::new);
     let root_source = files.source.root_source;
     Ok(Identity { agent_id: id, cert, keyring, root_source, tls, seal })
+}
+
+/// Forgets other pairs than the one in place, and what is known of that: it is another identity's.
+///
+/// # Errors
+/// As the system's.
+pub(crate) fn forget_others(paths: &Paths) -> io::Result<()> {
+    let others = [
+        paths.client_crt_backup(),
+        paths.client_key_backup(),
+        paths.client_crt_pending(),
+        paths.client_csr_pending(),
+        paths.client_key_pending(),
+        paths.renewal(),
+    ];
+    others.iter().try_for_each(|path| crate::runtime::durable::remove(path))
 }
 
 /// Removes the identity. The audit key stays, and with it the agent's id.
@@ -214,14 +240,9 @@ pub fn remove(paths: &Paths) -> io::Result<()> {
         paths.root(),
         paths.source(),
         paths.seal_key(),
-        paths.client_crt_backup(),
-        paths.client_key_backup(),
-        paths.client_crt_pending(),
-        paths.client_key_pending(),
-        paths.client_csr_pending(),
-        paths.renewal(),
     ];
-    all.iter().try_for_each(|path| crate::runtime::durable::remove(path))
+    all.iter().try_for_each(|path| crate::runtime::durable::remove(path))?;
+    forget_others(paths)
 }
 
 const ENROL_AGAIN: &str = "jtnt-agent enroll --force";

@@ -11,7 +11,7 @@ use crate::{
 };
 
 const ENROL_AGAIN: &str = "enrol again: jtnt-agent enroll --force";
-const LATER: &str = "the agent tries again by itself";
+const LATER: &str = "try again; a renewal that is due the agent tries again by itself";
 
 /// Why there is no other certificate in place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +40,7 @@ impl RenewError {
     /// The agent is not enrolled, or what it has cannot be used.
     #[must_use]
     pub fn no_identity(fault: &IdentityError) -> Self {
-        Self::new("NO_IDENTITY", fault.to_string(), "enrol first: jtnt-agent enroll")
+        Self::new("NO_IDENTITY", fault.to_string(), "nothing was done")
     }
 
     /// No hub is configured.
@@ -137,12 +137,12 @@ impl RenewError {
 
     pub(super) fn no_backup() -> Self {
         let message = "there is no cert to go back to: a backup is kept for 7 days after a renewal";
-        Self::new("NO_BACKUP", message, ENROL_AGAIN)
+        Self::new("NO_BACKUP", message, "nothing was changed")
     }
 
     pub(super) fn bad_backup(why: &dyn std::fmt::Display) -> Self {
         let message = format!("the backup cannot be used: {why}");
-        Self::new("BAD_BACKUP", message, "the cert in place stays; renew it, or enrol again")
+        Self::new("BAD_BACKUP", message, "the cert in place stays")
     }
 
     pub(super) fn unproven(error: &HubError) -> Self {
@@ -151,7 +151,7 @@ impl RenewError {
         let advice = if transient {
             "to go back without its word: jtnt-agent cert rollback --no-probe"
         } else {
-            "the cert in place stays; renew it, or enrol again"
+            "the cert in place stays"
         };
         Self::new("UNPROVEN", message, advice).with(transient)
     }

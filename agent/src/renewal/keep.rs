@@ -44,13 +44,19 @@ impl Known {
     }
 }
 
-/// The certificate, as the rule sees it.
+/// The certificate, as the rule sees it. Of one that came by an enrolment, the file tells when.
 #[must_use]
-pub fn facts(cert: &CertInfo, known: Option<&Known>) -> Certificate {
+pub fn facts(paths: &Paths, cert: &CertInfo) -> Certificate {
+    let known = Known::of(paths, &cert.serial);
+    let known = known.as_ref();
+    let written = || {
+        let modified = paths.client_crt().metadata().and_then(|meta| meta.modified()).ok()?;
+        Timestamp::try_from(modified).ok().filter(|at| *at < cert.not_after)
+    };
     Certificate {
         not_before: cert.not_before,
         not_after: cert.not_after,
-        received_at: known.map(|known| known.received_at),
+        received_at: known.map(|known| known.received_at).or_else(written),
         picked_in_window: known.and_then(|known| known.picked_at),
         last_renewal: known.filter(|known| known.renewed).map(|known| known.received_at),
     }

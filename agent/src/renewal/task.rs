@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Deps, Known, Replaced, Step,
+    Deps, Replaced, Step,
     error::RenewError,
     keep::{clean_backup, facts},
 };
@@ -250,7 +250,9 @@ impl Task {
         let unfinished = self.deps.is_unfinished();
         let due = is_due(&self.plan(&identity, asked), daily, self.deps.clock.now());
         let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
-        if rests || !(due || unfinished) {
+        // While the breaker is open nothing would be asked, so nothing is tried.
+        let spared = self.link.borrow().as_ref().is_some_and(|hub| hub.breaker_rest().is_some());
+        if rests || spared || !(due || unfinished) {
             return;
         }
         let renewed = self.renew(&identity, &mut |_| {}).await;
@@ -262,7 +264,7 @@ impl Task {
     }
 
     fn facts(&self, identity: &Identity) -> Certificate {
-        facts(&identity.cert, Known::of(&self.deps.paths, &identity.cert.serial).as_ref())
+        facts(&self.deps.paths, &identity.cert)
     }
 
     async fn renew(
@@ -293,6 +295,9 @@ impl Task {
                 let plan = self.plan(&identity, asked);
                 let now = self.deps.clock.now();
                 if is_due(&plan, true, now) {
+                    if let Some(hub) = self.link.borrow().as_ref() {
+                        hub.try_now();
+                    }
                     (self.renew(&identity, &mut told).await, false)
                 } else {
                     let error = RenewError::not_due(plan.renew_at, &plan.why);
@@ -315,8 +320,10 @@ impl Task {
         back: bool,
     ) -> Result<Replaced, RenewError> {
         let now = self.deps.clock.now();
-        let word = if done.is_ok() { "success" } else { "error" };
-        self.metrics.cert_rotation.with_label_values(&[word]).inc();
+        if !back {
+            let word = if done.is_ok() { "success" } else { "error" };
+            self.metrics.cert_rotation.with_label_values(&[word]).inc();
+        }
         match &done {
             Ok(replaced) => {
                 self.failures = 0;
@@ -330,27 +337,39 @@ impl Task {
                     replaced.cert.not_after
                 );
                 self.record(replaced, caller, back).await;
-                self.metrics.cert_last_success.set(seconds(now));
+                if !back {
+                    self.metrics.cert_last_success.set(seconds(now));
+                }
                 self.status.send_modify(|status| {
                     status.last_success = Some(now);
                     status.last_failure = None;
                 });
                 self.show();
             }
-            Err(error) => {
+            Err(error) if back => {
                 tracing::warn!(
                     reason = &*error.reason,
-                    "the client cert was not {}: {error}; {}",
-                    if back { "rolled back" } else { "renewed" },
-                    error.advice
+                    "the client cert was not rolled back: {error}"
                 );
-                if !back {
-                    self.failures = self.failures.saturating_add(1);
-                    let (life, drawn) =
-                        (self.facts(identity).life(), fraction(self.deps.entropy.as_ref()));
-                    let wait = wait_after(self.failures, life, drawn);
-                    self.rests_until = Some(Instant::now() + wait);
+            }
+            Err(error) => {
+                let told =
+                    self.status.borrow().last_failure.as_ref().map(|(_, e)| e.reason.clone());
+                // One line an outage: the plan and the metrics have the rest.
+                if self.failures == 0 || told.as_ref() != Some(&error.reason) {
+                    tracing::warn!(
+                        reason = &*error.reason,
+                        "the client cert was not renewed: {error}; {}",
+                        error.advice
+                    );
+                } else {
+                    tracing::debug!(reason = &*error.reason, "the cert was not renewed: {error}");
                 }
+                self.failures = self.failures.saturating_add(1);
+                let (life, drawn) =
+                    (self.facts(identity).life(), fraction(self.deps.entropy.as_ref()));
+                let wait = wait_after(self.failures, life, drawn);
+                self.rests_until = Some(Instant::now() + wait);
                 self.metrics.cert_last_failure.set(seconds(now));
                 let failure = Some((now, error.clone()));
                 self.status.send_modify(|status| status.last_failure = failure);

@@ -8,7 +8,7 @@ use crate::{
     Exit, Failure,
     cli::Cert,
     output::{cert as view, json},
-    run::{Outcome, Session, wait},
+    run::{Outcome, Session},
 };
 
 const RENEW: &str = "renew the certificate";
@@ -66,8 +66,7 @@ async fn follow<T>(
     news: impl Fn(T) -> Option<pb::Replacement>,
 ) -> Outcome {
     let mut done = false;
-    // The hub has its time for each step.
-    while let Some(answer) = wait(what, &mut stream).await? {
+    while let Some(answer) = session.next(what, &mut stream).await? {
         let Some(news) = news(answer) else { continue };
         done |= news.step() == pb::ReplacementStep::Done;
         if session.json {

@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use jtnt_proto::policy_lint::{self, Level};
 use serde::Serialize;
 
-use super::{policy::read, show};
+use super::{
+    policy::{all_of, read},
+    show,
+};
 use crate::{
     Exit,
     output::{
@@ -43,7 +46,11 @@ struct Problem {
 }
 
 pub(super) fn run(session: &mut Session<'_>, file: &Path) -> Outcome {
-    let bytes = read(file, MAX_POLICY_BYTES)?;
+    let bytes = if file == Path::new("-") {
+        all_of(std::io::stdin(), Path::new("standard input"), MAX_POLICY_BYTES)?
+    } else {
+        read(file, MAX_POLICY_BYTES)?
+    };
     let report = lint(&bytes, (session.io.now)());
     show(session, &report, |color| text(&report, color))?;
     Ok(Exit::of(report.ok))

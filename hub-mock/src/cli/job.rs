@@ -12,7 +12,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use jtnt_proto::{
     bytes::Hash,
-    hub::OutputStream,
+    hub::{Output, OutputStream},
     job::{Artifact, Download, Exec, Job, Script, SealedSecret, SecretDelivery, Upload, Work},
 };
 use sha2::{Digest as _, Sha256};
@@ -168,12 +168,16 @@ async fn secrets(
 /// The job's own output, as if it had run here.
 fn outcome(desk: &Desk<'_>, job: &JobView) -> Result<Verdict, HubError> {
     let summary = job.summary();
-    desk.output.show(&summary, || summary.stdout.clone().unwrap_or_default())?;
-    if !desk.output.is_json() {
+    if desk.output.is_json() {
+        desk.output.json(&summary)?;
+    } else {
+        let result = job.result.as_ref();
+        for part in result.and_then(|r| r.stdout.as_ref()).map(kept).unwrap_or_default() {
+            desk.output.content(part)?;
+        }
         if let Some(stderr) = summary.stderr.as_deref().filter(|s| !s.is_empty()) {
             desk.output.note(stderr.trim_end_matches('\n'));
         }
-        let result = job.result.as_ref();
         let streams = [
             ("stdout", result.and_then(|r| r.stdout.as_ref())),
             ("stderr", result.and_then(|r| r.stderr.as_ref())),
@@ -191,6 +195,12 @@ fn outcome(desk: &Desk<'_>, job: &JobView) -> Result<Verdict, HubError> {
         }
     }
     Ok(if summary.state == "ok" { Verdict::Yes } else { Verdict::No })
+}
+
+/// The bytes of an output that are here, in order.
+fn kept(output: &Output) -> Vec<&[u8]> {
+    let tail = output.tail.as_ref().map(|tail| tail.0.as_slice());
+    [Some(output.head.0.as_slice()), tail].into_iter().flatten().collect()
 }
 
 /// The end of a job whose output was printed already.

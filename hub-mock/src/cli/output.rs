@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
 };
 
 use jtnt_proto::hub::{OutputChunk, OutputStream};
@@ -46,7 +46,12 @@ impl Output {
     /// One object on a line.
     pub(super) fn json<T: Serialize>(&self, object: &T) -> Result<(), HubError> {
         let text = serde_json::to_string(object).map_err(|e| HubError::damaged("output", e))?;
-        print(&format!("{text}\n"))
+        raw(format!("{}\n", harmless_json(&text)).as_bytes())
+    }
+
+    /// What a job wrote: as it is for files and programs, harmless on a terminal.
+    pub(super) fn content(&self, bytes: &[u8]) -> Result<(), HubError> {
+        write(OutputStream::Stdout, bytes)
     }
 
     /// Something that was done, with nothing to show.
@@ -99,21 +104,26 @@ impl Live {
 }
 
 fn write(stream: OutputStream, bytes: &[u8]) -> Result<(), HubError> {
-    let text = String::from_utf8_lossy(bytes);
+    let safe = || printable(&String::from_utf8_lossy(bytes)).into_bytes();
     match stream {
-        OutputStream::Stdout => print(&text),
+        OutputStream::Stdout if io::stdout().is_terminal() => raw(&safe()),
+        OutputStream::Stdout => raw(bytes),
         OutputStream::Stderr => {
+            let bytes = if io::stderr().is_terminal() { safe() } else { bytes.to_vec() };
             // Where stderr is gone there is nobody left to tell.
-            let _told = io::stderr().write_all(printable(&text).as_bytes());
+            let _told = io::stderr().write_all(&bytes);
             Ok(())
         }
     }
 }
 
-fn print(text: &str) -> Result<(), HubError> {
+fn raw(bytes: &[u8]) -> Result<(), HubError> {
     let mut out = io::stdout().lock();
-    let written = out.write_all(printable(text).as_bytes()).and_then(|()| out.flush());
-    written.map_err(HubError::Output)
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(HubError::Output)
+}
+
+fn print(text: &str) -> Result<(), HubError> {
+    raw(printable(text).as_bytes())
 }
 
 /// Columns, aligned.
@@ -140,18 +150,36 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Whether it could steer a terminal.
+fn is_active(c: char) -> bool {
+    let bidi =
+        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    bidi || (c.is_control() && !matches!(c, '\n' | '\t'))
+}
+
 /// Control and bidirectional characters as escapes; line feeds and tabs stay.
 fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        let bidi = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if bidi || (c.is_control() && !matches!(c, '\n' | '\t')) {
+        if is_active(c) {
             safe.extend(c.escape_unicode());
         } else {
             safe.push(c);
         }
     }
     safe
+}
+
+/// The same for JSON, which has escapes of its own and leaves some characters alone.
+fn harmless_json(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut safe, c| {
+        if is_active(c) {
+            safe.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            safe.push(c);
+        }
+        safe
+    })
 }
 
 #[cfg(test)]
@@ -162,6 +190,14 @@ mod tests {
     fn nothing_that_steers_a_terminal_is_printed() {
         assert_eq!(printable("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\n");
         assert_eq!(printable("\u{202e}evil"), "\\u{202e}evil");
+    }
+
+    #[test]
+    fn json_stays_json() {
+        let said = "\u{7f}\u{202e}\u{1}\\x";
+        let text = harmless_json(&serde_json::to_string(said).unwrap());
+        assert!(text.is_ascii(), "{text}");
+        assert_eq!(serde_json::from_str::<String>(&text).unwrap(), said);
     }
 
     #[test]

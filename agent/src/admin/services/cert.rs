@@ -15,7 +15,7 @@ use crate::{
         health,
     },
     identity::{self, IdentityError, Paths},
-    renewal::{Known, RenewError, Replaced, Report, Step, facts},
+    renewal::{RenewError, Replaced, Report, Step, facts},
 };
 
 pub(super) struct Cert(pub(super) Deps);
@@ -80,8 +80,7 @@ impl CertService for Cert {
         let identity = identity.map_err(|fault| no_identity(&fault))?;
         let (paths, cert) = (Paths { data_dir: s.data_dir.clone() }, identity.cert.clone());
         let not_after = cert.not_after;
-        let certificate =
-            blocking(move || facts(&cert, Known::of(&paths, &cert.serial).as_ref())).await?;
+        let certificate = blocking(move || facts(&paths, &cert)).await?;
         let plan = plan(&certificate, Asked::Nobody, s.time.now());
         let failure = self.0.renewal.status().last_failure;
         let rule = match plan.rule {
