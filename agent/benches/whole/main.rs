@@ -18,6 +18,7 @@ mod idle;
 mod jobs;
 mod limits;
 mod program;
+mod renew;
 mod site;
 mod spawn;
 mod start;
@@ -57,6 +58,9 @@ struct Wish {
     /// Jobs with many in flight
     #[arg(long, default_value_t = 3000)]
     burst: usize,
+    /// Renewals
+    #[arg(long, default_value_t = 40)]
+    renewals: usize,
     /// Jobs of `--only endure`
     #[arg(long, default_value_t = 100_000)]
     endure: usize,
@@ -75,6 +79,7 @@ enum Part {
     Spawn,
     Idle,
     Jobs,
+    Renew,
     Transfer,
     /// Many jobs through one agent; only where it is named
     Endure,
@@ -89,7 +94,16 @@ impl Wish {
         if !self.smoke {
             return self;
         }
-        Self { idle: 5, starts: 5, jobs: 20, burst: 100, endure: 2000, mib: 64, ..self }
+        Self {
+            idle: 5,
+            starts: 5,
+            jobs: 20,
+            burst: 100,
+            renewals: 5,
+            endure: 2000,
+            mib: 64,
+            ..self
+        }
     }
 }
 
@@ -141,6 +155,9 @@ async fn run(wish: &Wish) -> Outcome<()> {
     }
     if wish.has(Part::Jobs) {
         jobs::measure(&site, &agent, (wish.jobs, wish.burst), &mut table).await?;
+    }
+    if wish.has(Part::Renew) {
+        renew::measure(&site, &agent, wish.renewals, &mut table).await?;
     }
     if wish.has(Part::Transfer) {
         transfer::measure(&site, &agent, wish.mib, &mut table).await?;

@@ -72,6 +72,10 @@ impl Site {
         Agent::start(&self.program, &config, self.doors.clone(), &log)
     }
 
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
