@@ -17,13 +17,15 @@ use super::{published::Published, reload::Reloader};
 use crate::{
     audit::{Audit, Record},
     enrol::attempts::{Attempt, read_from},
-    identity::Paths,
+    identity::{IdentityError, Paths},
     platform::paths::Inode,
     store::Journal,
     telemetry::metrics::Metrics,
 };
 
 const LOOK: Duration = Duration::from_secs(2);
+/// So many looks apart, an identity that cannot be used is read again.
+const UNUSABLE_LOOKS: u64 = 5;
 const CURSOR: &str = "enrolments";
 
 /// Looks for new attempts, and for an identity that changed.
@@ -57,6 +59,7 @@ impl Enrolments {
         }
         let paths = Paths { data_dir: self.data_dir.clone() };
         let (mut attempts, mut certificate) = (None, mark(&paths.client_crt()));
+        let mut looks = 0_u64;
         loop {
             let seen = mark(&paths.attempts());
             // What could not be recorded stays to be read the next time.
@@ -71,6 +74,13 @@ impl Enrolments {
                     tracing::error!(error, "the configuration cannot be read again");
                     self.reloader.refresh_identity().await;
                 }
+            }
+            // A full disk, say, may have been all that was wrong.
+            looks += 1;
+            let unusable =
+                matches!(&*self.published.identity.borrow(), Err(IdentityError::Unusable(_)));
+            if unusable && looks.is_multiple_of(UNUSABLE_LOOKS) {
+                self.reloader.refresh_identity().await;
             }
             tokio::select! {
                 () = sleep(LOOK) => {}

@@ -10,6 +10,7 @@ use super::health::SHORT_LIFE;
 const DAY: i64 = 24 * 60 * 60;
 const VERY_SHORT_LIFE: i64 = 10 * DAY;
 const BEFORE_END: i64 = 30 * DAY;
+const TOO_SOON: i64 = 5 * 60;
 const FIRST_WAIT: Duration = Duration::from_secs(60);
 const LAST_WAIT: Duration = Duration::from_secs(3600);
 const LEAST_WAIT: Duration = Duration::from_secs(5);
@@ -82,7 +83,9 @@ pub fn plan(certificate: &Certificate, asked: Asked, now: Timestamp) -> Plan {
     let (renew_at, rule, why) = if asked != Asked::Nobody {
         (now, Rule::Forced, "it was asked for".to_owned())
     } else if let Some(picked) = certificate.picked_in_window {
-        (picked, Rule::HubWindow, "the hub suggested a window".to_owned())
+        // However late that is, there is time for more than one try.
+        let latest = later(not_after, -(life / 10));
+        (picked.min(latest), Rule::HubWindow, "the hub suggested a window".to_owned())
     } else if life < SHORT_LIFE {
         let received = certificate.received_at.unwrap_or(not_before);
         let (part, words) =
@@ -122,6 +125,12 @@ pub fn pick(
     let sound = not_before <= start && start <= end && end < not_after;
     let span = start.duration_until(end);
     sound.then(|| start.saturating_add(span.mul_f64(drawn.clamp(0.0, 1.0))).unwrap_or(start))
+}
+
+/// Whether a certificate that ends at `offered` would strand a machine whose own ends at `current`.
+#[must_use]
+pub fn strands(offered: Timestamp, current: Timestamp, now: Timestamp) -> bool {
+    offered < current && offered < later(now, TOO_SOON)
 }
 
 /// How long to wait after so many failures in a row: a minute, then twice as long each time, at most
@@ -191,10 +200,25 @@ mod tests {
     }
 
     #[test]
+    fn one_that_ends_at_once_takes_no_better_ones_place() {
+        let now = at("2026-01-01T00:00:00Z");
+        let ends = |offered, current| strands(later(now, offered), later(now, current), now);
+        assert!(ends(2, 3600) && ends(299, 300));
+        assert!(!ends(300, 3600), "lifetimes may be shortened");
+        assert!(!ends(40, 39) && !ends(40, -1), "any is better than what ends before");
+    }
+
+    #[test]
     fn the_hubs_window_comes_first_and_a_request_before_it() {
-        let picked = Some(at("2026-02-03T00:00:00Z"));
-        let certificate = Certificate { picked_in_window: picked, ..of_days(8) };
+        let in_window = |picked: &str, days| {
+            let picked_in_window = Some(at(picked));
+            Certificate { picked_in_window, ..of_days(days) }
+        };
+        let certificate = in_window("2026-02-03T00:00:00Z", 365);
         assert_eq!(planned(&certificate), (Rule::HubWindow, "2026-02-03T00:00:00Z".into()));
+        // The last tenth of a life is for further tries.
+        let late = planned(&in_window("2026-01-10T23:59:00Z", 10));
+        assert_eq!(late, (Rule::HubWindow, "2026-01-10T00:00:00Z".into()));
         assert_eq!(plan(&certificate, Asked::Force, Timestamp::UNIX_EPOCH).rule, Rule::Forced);
     }
 

@@ -80,12 +80,7 @@ pub fn finish(data_dir: &Path, step: Step<'_>) -> io::Result<bool> {
     let entries: Vec<Entry> =
         serde_json::from_slice(&durable::read(&commit.join(MANIFEST), MAX_BYTES)?)?;
     for (n, entry) in entries.iter().enumerate() {
-        let content =
-            zeroize::Zeroizing::new(durable::read(&commit.join(n.to_string()), MAX_BYTES)?);
-        if let Some(folder) = entry.target.parent() {
-            durable::create_dir(folder, entry.folder_mode)?;
-        }
-        durable::replace(&entry.target, &content, entry.mode)?;
+        place(&commit.join(n.to_string()), entry)?;
         step("placed")?;
     }
     // Gone in one step: a folder that lost some of its files must not be taken for a commit.
@@ -94,6 +89,39 @@ pub fn finish(data_dir: &Path, step: Step<'_>) -> io::Result<bool> {
     step("done")?;
     remove_folder(&done)?;
     Ok(true)
+}
+
+/// Moves a staged file to its place, for which a full disk has room too. What is staged no more was
+/// moved before.
+fn place(staged: &Path, entry: &Entry) -> io::Result<()> {
+    if !staged.exists() {
+        return Ok(());
+    }
+    if let Some(folder) = entry.target.parent() {
+        durable::create_dir(folder, entry.folder_mode)?;
+    }
+    set_mode(staged, entry.mode)?;
+    match fs::rename(staged, &entry.target) {
+        // A configuration may lie on another file system.
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+            let content = zeroize::Zeroizing::new(durable::read(staged, MAX_BYTES)?);
+            durable::replace(&entry.target, &content, entry.mode)
+        }
+        moved => moved.and_then(|()| durable::sync_parent(&entry.target)),
+    }
+}
+
+#[cfg(unix)]
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let file = fs::File::open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.sync_all()
+}
+
+#[cfg(not(unix))]
+fn set_mode(_: &Path, _: u32) -> io::Result<()> {
+    Ok(())
 }
 
 fn stage(pending: &Path, files: &[NewFile], step: Step<'_>) -> io::Result<()> {

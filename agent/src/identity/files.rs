@@ -120,7 +120,7 @@ pub struct Source {
 }
 
 /// A certificate with its intermediates, and its key, both as PEM and not judged.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Pair {
     /// Leaf first.
     pub crt: Vec<u8>,
@@ -156,17 +156,24 @@ pub(super) struct Files {
     pub(super) source: Source,
 }
 
-impl Files {
-    /// The same with another pair.
-    pub(super) fn with(&self, pair: Pair) -> Self {
-        Self {
-            client_crt: pair.crt,
-            client_key: pair.key,
-            ca_bundle: self.ca_bundle.clone(),
-            root: self.root.clone(),
-            source: self.source.clone(),
-        }
+/// Reads everything but the pair, which is this one.
+pub(super) fn others(paths: &Paths, pair: Pair) -> Result<Files, IdentityError> {
+    if !paths.root().exists() {
+        return Err(IdentityError::NotEnrolled);
     }
+    Ok(Files {
+        client_crt: pair.crt,
+        client_key: pair.key,
+        ca_bundle: bytes(&paths.ca_bundle())?,
+        root: bytes(&paths.root())?,
+        source: source(paths)?,
+    })
+}
+
+fn source(paths: &Paths) -> Result<Source, IdentityError> {
+    let source = bytes(&paths.source())?;
+    json::from_slice(&source)
+        .map_err(|e| IdentityError::Unusable(format!("{}: {e}", paths.source().display())))
 }
 
 /// Reads all files, or nothing when none is there.
@@ -188,15 +195,9 @@ pub(super) fn read(paths: &Paths) -> Result<Option<Files>, IdentityError> {
     }
     let key = paths.client_key();
     private(&key).map_err(IdentityError::Unusable)?;
-    let source = bytes(&paths.source())?;
-    Ok(Some(Files {
-        client_crt: bytes(&paths.client_crt())?,
-        client_key: Zeroizing::new(bytes(&key)?),
-        ca_bundle: bytes(&paths.ca_bundle())?,
-        root: bytes(&paths.root())?,
-        source: json::from_slice(&source)
-            .map_err(|e| IdentityError::Unusable(format!("{}: {e}", paths.source().display())))?,
-    }))
+    let crt = bytes(&paths.client_crt())?;
+    let pair = Pair { crt, key: Zeroizing::new(bytes(&key)?) };
+    others(paths, pair).map(Some)
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, IdentityError> {

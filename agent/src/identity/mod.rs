@@ -95,38 +95,62 @@ pub fn audit_key(
 /// # Errors
 /// As [`IdentityError`].
 pub fn load(paths: &Paths) -> Result<Identity, IdentityError> {
-    roll_forward(paths)?;
-    load_placed(paths, machine_id_sha256())
+    let finished = roll_forward(paths);
+    let loaded = load_placed(paths, machine_id_sha256());
+    match (finished, loaded) {
+        (Ok(()), loaded) => loaded,
+        // What could not be finished is tried again; a whole identity may be there all the same.
+        (Err(error), Ok(identity)) => {
+            tracing::error!("{error}");
+            Ok(identity)
+        }
+        (Err(error), Err(_)) => Err(error),
+    }
 }
 
 /// Loads what is in place, on the machine of this id.
 pub(crate) fn load_placed(paths: &Paths, machine: Option<Hash>) -> Result<Identity, IdentityError> {
-    let Some(files) = files::read(paths)? else { return Err(IdentityError::NotEnrolled) };
-    if let (Some(then), Some(now)) = (files.source.machine_id_sha256, machine)
-        && then != now
-    {
-        return Err(IdentityError::Unusable(format!(
-            "NEEDS_REENROLL: this machine is not the one that enrolled (its machine id differs), \
-             so this is a clone. Remove {}, then type: jtnt-agent enroll",
-            paths.data_dir.display()
-        )));
-    }
-    let why = match assemble(paths, &files) {
-        Ok(identity) => return Ok(identity),
-        Err(Flaw { file: Some(file), why }) => IdentityError::Unusable(format!(
-            "{}: {why}; enrol again: {ENROL_AGAIN}",
-            file.display()
-        )),
-        Err(Flaw { file: None, why }) => IdentityError::Unusable(why),
+    let why = match files::read(paths) {
+        Ok(None) => return Err(IdentityError::NotEnrolled),
+        Ok(Some(files)) => {
+            not_a_clone(paths, &files, machine)?;
+            match assemble(paths, &files) {
+                Ok(identity) => return Ok(identity),
+                Err(flaw) => flaw.told(),
+            }
+        }
+        Err(why) => why,
     };
-    // Whatever happened to the pair in place: another whole one is better than none.
+    // A key that others can read is for somebody to look at, whatever lies beside it.
+    if paths.client_key().exists() {
+        files::private(&paths.client_key()).map_err(IdentityError::Unusable)?;
+    }
+    // Whatever else happened to the pair in place: another whole one is better than none.
     for (pair, what) in spare(paths) {
-        if let Ok(identity) = assemble(paths, &files.with(pair)) {
+        let Ok(files) = files::others(paths, pair) else { break };
+        not_a_clone(paths, &files, machine)?;
+        if let Ok(identity) = assemble(paths, &files) {
             tracing::error!("{why}; the {what} pair of cert and key is used meanwhile");
             return Ok(identity);
         }
     }
     Err(why)
+}
+
+/// Refuses what was copied from another machine.
+fn not_a_clone(
+    paths: &Paths,
+    files: &files::Files,
+    machine: Option<Hash>,
+) -> Result<(), IdentityError> {
+    match (files.source.machine_id_sha256, machine) {
+        (Some(then), Some(now)) if then != now => Err(IdentityError::Unusable(format!(
+            "NEEDS_REENROLL: this machine is not the one that enrolled (its machine id differs), \
+             so this is a clone. Remove {}, then type: jtnt-agent enroll",
+            paths.data_dir.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Pairs beside the one in place, the newest first.
@@ -149,8 +173,7 @@ pub fn with_pair(
     pair: Pair,
     bundle: Option<Vec<u8>>,
 ) -> Result<Identity, IdentityError> {
-    let Some(files) = files::read(paths)? else { return Err(IdentityError::NotEnrolled) };
-    let files = files.with(pair);
+    let files = files::others(paths, pair)?;
     let ca_bundle = bundle.unwrap_or_else(|| files.ca_bundle.clone());
     let assembled = assemble(paths, &files::Files { ca_bundle, ..files });
     assembled.map_err(|flaw| IdentityError::Unusable(flaw.why))
@@ -162,7 +185,7 @@ pub fn with_pair(
 /// # Errors
 /// As [`IdentityError`]; an offer that cannot be read is one.
 pub fn bundle_with(paths: &Paths, offered: &[u8]) -> Result<Vec<u8>, IdentityError> {
-    let Some(files) = files::read(paths)? else { return Err(IdentityError::NotEnrolled) };
+    let files = files::others(paths, Pair::default())?;
     let unusable = |why: String| IdentityError::Unusable(format!("the CA bundle: {why}"));
     let keyring = Keyring::from_root(&files.root).map_err(|e| unusable(e.to_string()))?;
     let mut allowed = keyring.root().ca_hashes();
@@ -186,6 +209,33 @@ struct Flaw {
     /// Where, unless that is said already.
     file: Option<PathBuf>,
     why: String,
+}
+
+impl Flaw {
+    fn told(self) -> IdentityError {
+        IdentityError::Unusable(match self.file {
+            Some(file) => {
+                format!("{}: {}; enrol again: {ENROL_AGAIN}", file.display(), self.why)
+            }
+            None => self.why,
+        })
+    }
+}
+
+/// A pair with its chain as short as it can be: PEM of nothing but what leads to an authority.
+///
+/// # Errors
+/// As [`IdentityError`].
+pub fn trimmed(paths: &Paths, pair: Pair, bundle: &[u8]) -> Result<Pair, IdentityError> {
+    let files = files::others(paths, pair.clone())?;
+    let unusable = IdentityError::Unusable;
+    let keyring = Keyring::from_root(&files.root).map_err(|e| unusable(e.to_string()))?;
+    let files = files::Files { ca_bundle: bundle.to_vec(), ..files };
+    let anchors = anchors(&keyring, &files).map_err(unusable)?;
+    let chain = x509::certificates(&pair.crt).map_err(unusable)?;
+    let chain = x509::needed(chain, &anchors.issuers).map_err(unusable)?;
+    let crt = chain.iter().map(|der| x509::pem(der)).collect::<String>().into_bytes();
+    Ok(Pair { crt, ..pair })
 }
 
 /// An identity of these contents, if it is whole.

@@ -108,6 +108,43 @@ pub fn info(certificate: &CertificateDer<'_>) -> Result<CertInfo, String> {
     })
 }
 
+/// A chain is no longer than this, in certificates and in bytes: servers refuse what is.
+const MAX_CHAIN: usize = 6;
+const MAX_CHAIN_BYTES: usize = 32 * 1024;
+
+/// Of what came with a certificate, that by which it leads to an authority; the rest is nobody's
+/// business to store, or to send with every connection.
+///
+/// # Errors
+/// When even that is longer than any server takes.
+pub fn needed(
+    chain: Vec<CertificateDer<'static>>,
+    anchors: &[CertificateDer<'static>],
+) -> Result<Vec<CertificateDer<'static>>, String> {
+    let names = |der: &CertificateDer<'static>| {
+        let (_, x509) = X509Certificate::from_der(der).ok()?;
+        Some((x509.subject().as_raw().to_vec(), x509.issuer().as_raw().to_vec()))
+    };
+    let roots: Vec<_> = anchors.iter().filter_map(|ca| Some(names(ca)?.0)).collect();
+    let mut rest = chain.into_iter();
+    let mut kept: Vec<_> = rest.next().into_iter().collect();
+    let rest: Vec<_> = rest.collect();
+    while let Some((_, issuer)) = kept.last().and_then(names) {
+        let next = rest.iter().find(|ca| names(ca).is_some_and(|(subject, _)| subject == issuer));
+        match next {
+            Some(next) if !roots.contains(&issuer) && kept.len() < MAX_CHAIN => {
+                kept.push(next.clone());
+            }
+            _ => break,
+        }
+    }
+    let bytes: usize = kept.iter().map(|ca| ca.len()).sum();
+    if bytes <= MAX_CHAIN_BYTES {
+        return Ok(kept);
+    }
+    Err(format!("its chain has {bytes} bytes, and no server takes more than {MAX_CHAIN_BYTES}"))
+}
+
 /// A certificate with all that it is judged by.
 #[derive(Debug, Clone, Copy)]
 pub struct Judged<'a> {

@@ -55,6 +55,53 @@ fn a_certificate_of_ours_says_what_it_is() {
 }
 
 #[test]
+fn of_a_chain_only_what_leads_to_an_authority_is_kept() {
+    let named = |name: &str, by: Option<&Ca>| {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let signed = match by {
+            Some(by) => params.signed_by(&key, &by.issuer),
+            None => params.self_signed(&key),
+        };
+        let der = signed.unwrap().der().clone();
+        Ca { issuer: Issuer::new(params, key), der }
+    };
+    let (root, stranger) = (named("root", None), named("stranger", None));
+    let middle = named("middle", Some(&root));
+    let leaf = leaf(&middle, |_| {}).remove(0);
+    let anchors = [root.der.clone()];
+    let kept = |chain: &[&CertificateDer<'static>]| {
+        needed(chain.iter().map(|&der| der.clone()).collect(), &anchors).unwrap()
+    };
+    let (alone, whole) = ([leaf.clone()], [leaf.clone(), middle.der.clone()]);
+    assert_eq!(kept(&[&leaf, &middle.der]), whole);
+    // Padded, with the root itself, in another order, and a thousand times.
+    assert_eq!(kept(&[&leaf, &stranger.der, &middle.der, &root.der]), whole);
+    assert_eq!(kept(&[&leaf, &root.der, &middle.der]), whole);
+    let mut many = vec![&leaf];
+    many.extend(vec![&middle.der; 1000]);
+    assert_eq!(kept(&many), whole);
+    // What leads nowhere is judged elsewhere; what turns in a circle ends.
+    assert_eq!(kept(&[&leaf, &root.der]), alone);
+    assert_eq!(kept(&[&stranger.der, &stranger.der]).len(), MAX_CHAIN);
+    assert_eq!(kept(&[]), []);
+}
+
+#[test]
+fn a_chain_that_no_server_would_take_is_refused() {
+    let root = ca();
+    let fat = leaf(&root, |p| {
+        let oid = [1, 3, 6, 1, 4, 1, 1];
+        let padding = vec![0; MAX_CHAIN_BYTES];
+        p.custom_extensions.push(rcgen::CustomExtension::from_oid_content(&oid, padding));
+    });
+    let why = needed(fat, &[root.der]).unwrap_err();
+    assert!(why.contains("no server takes more than"), "{why}");
+}
+
+#[test]
 fn one_for_another_agent_or_for_two_is_not_ours() {
     let ca = ca();
     let other = leaf(&ca, |p| p.distinguished_name.push(DnType::CommonName, "other"));

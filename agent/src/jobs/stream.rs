@@ -43,6 +43,8 @@ enum Stuck {
     Hub(#[from] HubError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the hub does not count what it was sent")]
+    Behind,
 }
 
 /// Sends what job `id` writes, until some time after its end; `from` is where the hub stands, if
@@ -120,7 +122,7 @@ async fn round(
                 tracing::debug!(%stuck, job_id = %id, "live output of a job waits");
                 let pause = match &stuck {
                     Stuck::Hub(error) => wanted(error),
-                    Stuck::Store(_) => Duration::ZERO,
+                    Stuck::Store(_) | Stuck::Behind => Duration::ZERO,
                 };
                 return Some(retry.wait(pause, &*core.deps.entropy).max(LOOK_EVERY));
             }
@@ -150,7 +152,11 @@ impl Feed {
                 }
                 return Ok(());
             }
+            let end = part.offset + part.data.len() as u64;
             self.tell(hub, id, part.offset, part.data, false).await?;
+            if self.at.is_some_and(|at| at < end) {
+                return Err(Stuck::Behind);
+            }
         }
     }
 

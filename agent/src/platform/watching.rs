@@ -11,7 +11,10 @@ use std::{
     io::{self, Read as _},
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-        unix::ffi::{OsStrExt as _, OsStringExt as _},
+        unix::{
+            ffi::{OsStrExt as _, OsStringExt as _},
+            fs::MetadataExt as _,
+        },
     },
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -233,7 +236,7 @@ impl Event {
         let meta = file.metadata()?;
         let named = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
         let path = match named.as_os_str().as_bytes().strip_suffix(DELETED) {
-            Some(path) if !is_at(&named, &meta) => {
+            Some(path) if meta.nlink() == 0 && !is_at(&named, &meta) => {
                 PathBuf::from(std::ffi::OsString::from_vec(path.into()))
             }
             Some(_) | None => named,

@@ -129,6 +129,13 @@ impl RenewError {
         Self::new("CERTIFICATE", format!("{fault}; {offset}"), "tell the hub's operator")
     }
 
+    /// It would end soon, and before the one that it is to replace.
+    pub(super) fn shorter(ends: Timestamp, current: Timestamp) -> Self {
+        let message =
+            format!("the hub's cert ends at {ends}, before the one in place, at {current}");
+        Self::new("SHORTER", message, "nothing was changed; tell the hub's operator")
+    }
+
     /// The hub saw another certificate than it was shown.
     pub(super) fn not_seen(shown: &str, seen: &str) -> Self {
         let message = format!("the hub was shown the cert {shown} and saw {seen}");

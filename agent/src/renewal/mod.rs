@@ -107,6 +107,14 @@ pub struct Replaced {
     pub cert: CertInfo,
 }
 
+/// What the hub issued, judged.
+struct Offer {
+    pair: Pair,
+    bundle: Option<Vec<u8>>,
+    picked_at: Option<jiff::Timestamp>,
+    identity: Identity,
+}
+
 impl Deps {
     /// Gets a new certificate and puts it in place.
     ///
@@ -118,24 +126,30 @@ impl Deps {
         current: &Identity,
         told: &mut (dyn FnMut(Step) + Send),
     ) -> Result<Replaced, RenewError> {
-        let (pair, bundle, picked_at) = match self.waiting(current) {
-            Some(pair) => (pair, None, None),
-            None => self.issue(hub, current, told).await?,
+        let waiting = match self.waiting(current) {
+            Some(offer) => self.try_again(offer, current, told).await?,
+            None => None,
         };
-        let tried = identity::with_pair(&self.paths, pair.clone(), bundle.clone())
-            .map_err(|e| RenewError::unusable(&e))?;
-        told(Step::Trying);
-        self.try_out(&tried).await?;
+        let offer = match waiting {
+            Some(offer) => offer,
+            None => {
+                let offer = self.issue(hub, current, told).await?;
+                told(Step::Trying);
+                self.try_out(&offer.identity).await?;
+                offer
+            }
+        };
         told(Step::Installing);
+        let Offer { pair, bundle, picked_at, identity } = offer;
         let known = Known {
-            serial: tried.cert.serial.clone(),
+            serial: identity.cert.serial.clone(),
             received_at: self.clock.now(),
             renewed: true,
             picked_at,
             before: current.cert.serial.clone(),
         };
         self.install(pair, bundle, &known)?;
-        Ok(Replaced { before: known.before, cert: tried.cert })
+        Ok(Replaced { before: known.before, cert: identity.cert })
     }
 
     /// Puts the pair before back in place; the one that is there becomes the backup. `prove`: only
@@ -157,9 +171,7 @@ impl Deps {
         self.is_current(&tried.cert).map_err(|e| RenewError::bad_backup(&e))?;
         if prove {
             told(Step::Trying);
-            let client = (self.connect)(&tried).ok_or_else(RenewError::no_hub)?;
-            let seen = (self.prove)(client, tried.cert.clone()).await;
-            same(&tried.cert, seen.map_err(|e| RenewError::unproven(&e))?)?;
+            self.shown(&tried, RenewError::unproven).await?;
         }
         told(Step::Installing);
         let before = Pair::read(&self.paths.client_crt(), &self.paths.client_key());
@@ -192,18 +204,35 @@ impl Deps {
         }
     }
 
-    /// A pair that an earlier try got and did not bring to its place. What cannot be used is
-    /// forgotten.
-    fn waiting(&self, current: &Identity) -> Option<Pair> {
+    /// What an earlier try got and did not bring to its place. What cannot be used is forgotten.
+    fn waiting(&self, current: &Identity) -> Option<Offer> {
         let pair = Pending::find(&self.paths)?.pair()?;
         let found = identity::with_pair(&self.paths, pair.clone(), None).ok();
-        let good = found.is_some_and(|found| {
+        let found = found.filter(|found| {
             found.cert.serial != current.cert.serial && self.is_current(&found.cert).is_ok()
         });
-        if !good {
+        if found.is_none() {
             self.forget();
         }
-        good.then_some(pair)
+        Some(Offer { pair, bundle: None, picked_at: None, identity: found? })
+    }
+
+    /// Tries what an earlier try got. Nothing where the hub takes the one in place and not this:
+    /// whoever issued it, waiting for it any longer would be waiting for ever.
+    async fn try_again(
+        &self,
+        offer: Offer,
+        current: &Identity,
+        told: &mut (dyn FnMut(Step) + Send),
+    ) -> Result<Option<Offer>, RenewError> {
+        told(Step::Trying);
+        let Err(error) = self.try_out(&offer.identity).await else { return Ok(Some(offer)) };
+        if error.transient && self.shown(current, RenewError::unseen).await.is_err() {
+            return Err(error);
+        }
+        tracing::warn!(%error, "the cert of an earlier try is given up, another is asked for");
+        self.forget();
+        Ok(None)
     }
 
     /// Asks the hub, and keeps what it answers once that is judged.
@@ -212,7 +241,7 @@ impl Deps {
         hub: &HubClient,
         current: &Identity,
         told: &mut (dyn FnMut(Step) + Send),
-    ) -> Result<(Pair, Option<Vec<u8>>, Option<jiff::Timestamp>), RenewError> {
+    ) -> Result<Offer, RenewError> {
         told(Step::Asking);
         let mut pending = match Pending::find(&self.paths) {
             Some(pending) if !self.is_in_place(&pending) => pending,
@@ -221,15 +250,15 @@ impl Deps {
         let answer = hub.renew(&self.request(&pending, current)).await;
         let answer = answer.map_err(|e| RenewError::asked(&e))?;
         told(Step::Checking);
-        let judged = self.judge(&pending, &answer, hub);
-        let (pair, bundle, cert) = judged.inspect_err(|_| self.forget())?;
+        let judged = self.judge(&pending, &answer, hub, current);
+        let (pair, bundle, identity) = judged.inspect_err(|_| self.forget())?;
         pending.issued(&self.paths, &pair.crt)?;
-        let picked = answer.window.and_then(|window| {
-            let (life, drawn) =
-                ((cert.not_before, cert.not_after), fraction(self.entropy.as_ref()));
+        let picked_at = answer.window.and_then(|window| {
+            let life = (identity.cert.not_before, identity.cert.not_after);
+            let drawn = fraction(self.entropy.as_ref());
             cert_rule::pick((window.start, window.end), life, drawn)
         });
-        Ok((pair, bundle, picked))
+        Ok(Offer { pair, bundle: Some(bundle), picked_at, identity })
     }
 
     fn request(&self, pending: &Pending, current: &Identity) -> RenewRequest {
@@ -246,29 +275,42 @@ impl Deps {
         pending: &Pending,
         answer: &RenewResponse,
         hub: &HubClient,
-    ) -> Result<(Pair, Option<Vec<u8>>, CertInfo), RenewError> {
+        current: &Identity,
+    ) -> Result<(Pair, Vec<u8>, Identity), RenewError> {
         let unusable = |e: IdentityError| RenewError::unusable(&e);
         let bundle = identity::bundle_with(&self.paths, answer.ca_bundle.as_bytes());
         let bundle = bundle.map_err(unusable)?;
         let pair = pending.pair_with(answer.certificate.clone().into_bytes());
+        let pair = identity::trimmed(&self.paths, pair, &bundle).map_err(unusable)?;
         let found = identity::with_pair(&self.paths, pair.clone(), Some(bundle.clone()));
-        let cert = found.map_err(unusable)?.cert;
-        self.is_current(&cert).map_err(|e| RenewError::dates(&e, hub.clock_offset()))?;
-        Ok((pair, Some(bundle), cert))
+        let found = found.map_err(unusable)?;
+        self.is_current(&found.cert).map_err(|e| RenewError::dates(&e, hub.clock_offset()))?;
+        let (ends, before) = (found.cert.not_after, current.cert.not_after);
+        if cert_rule::strands(ends, before, self.clock.now()) {
+            return Err(RenewError::shorter(ends, before));
+        }
+        Ok((pair, bundle, found))
     }
 
+    /// Shows it to the hub. What the hub refuses, or sees another in place of, is forgotten.
     async fn try_out(&self, tried: &Identity) -> Result<(), RenewError> {
-        let client = (self.connect)(tried).ok_or_else(RenewError::no_hub)?;
-        match (self.prove)(client, tried.cert.clone()).await {
-            Ok(seen) => same(&tried.cert, seen),
-            Err(error) => {
-                let error = RenewError::tried(&error);
-                if !error.transient {
-                    self.forget();
-                }
-                Err(error)
+        let end = self.shown(tried, RenewError::tried).await;
+        end.inspect_err(|error| {
+            if !error.transient {
+                self.forget();
             }
-        }
+        })
+    }
+
+    /// Shows a certificate to the hub over a connection of its own.
+    async fn shown(
+        &self,
+        identity: &Identity,
+        otherwise: fn(&HubError) -> RenewError,
+    ) -> Result<(), RenewError> {
+        let client = (self.connect)(identity).ok_or_else(RenewError::no_hub)?;
+        let seen = (self.prove)(client, identity.cert.clone()).await;
+        same(&identity.cert, seen.map_err(|e| otherwise(&e))?)
     }
 
     /// Both pairs, the authorities and what is known change places at once: see

@@ -170,6 +170,12 @@ const ATTACKS: &[Attack] = &[
          exit if $p == 0; $p > 0 && print \"ESCAPED\"'",
     ),
     (
+        "make a child of whoever keeps the job",
+        As::User,
+        "perl -e '$p = syscall(56, 0x8000 | 17, 0, 0, 0, 0); exit unless defined $p; \
+         exit if $p == 0; $p > 0 && print \"ESCAPED\"'",
+    ),
+    (
         "leave a set-user-id program behind",
         As::User,
         "cp /usr/bin/true $D/open/s && chmod 6755 $D/open/s && echo ESCAPED",

@@ -15,7 +15,7 @@ use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::{ffi::OsStrExt as _, net::UnixStream},
     },
     time::Duration,
@@ -171,9 +171,18 @@ fn watch(
 /// Hash of the program; a script's is known, and an interpreter's is in no rule.
 fn hash(asked: &Asked, program: &File) -> Option<Hash> {
     match asked.action {
+        // Of one that its owner can change, this could be the hash of what never ran.
+        Action::Exec { .. } if !is_guarded(program) => None,
         Action::Exec { .. } => hash_of(program).ok().flatten(),
         Action::Script { .. } | Action::Download { .. } | Action::Upload { .. } => None,
     }
+}
+
+fn is_guarded(program: &File) -> bool {
+    let path = format!("/proc/self/fd/{}", program.as_raw_fd());
+    let path = fs::read_link(path).ok();
+    let path = path.as_ref().and_then(|path| path.to_str());
+    path.is_some_and(|path| Opened::program(path).is_ok_and(|opened| opened.guarded()))
 }
 
 struct Notes {
@@ -233,7 +242,11 @@ impl Notes {
         sightings.mark(|path, access, marks| {
             let runs = access.contains(&Access::Execute) || marks.contains(&Mark::Native);
             let open = baseline.opens(path, Access::Execute);
-            let loose = || !Opened::program(path).is_ok_and(|opened| opened.guarded());
+            // A link stands where the file was, or led to it: others could have made it.
+            let loose = || {
+                fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink())
+                    || !Opened::program(path).is_ok_and(|opened| opened.guarded())
+            };
             let is_gone = || {
                 let there = fs::symlink_metadata(path);
                 there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)

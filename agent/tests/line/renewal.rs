@@ -257,7 +257,52 @@ async fn a_certificate_that_the_hub_does_not_take_is_forgotten() {
     let deps = Deps { prove: other, ..desk.deps.clone() };
     let error = deps.renew(&hub, &current, &mut |_| {}).await.unwrap_err();
     assert_eq!(error.reason, "NOT_SEEN");
-    assert_eq!(desk.identity().cert, current.cert);
+    assert_eq!(desk.tree(), before);
+}
+
+#[tokio::test]
+async fn one_that_is_never_taken_does_not_keep_another_from_coming() {
+    let desk = Desk::new().await;
+    let (current, hub) = (desk.identity(), client(&desk.hub.url(), &desk.identity()));
+    desk.cut.store(true, Ordering::SeqCst);
+    assert!(desk.renew().await.unwrap_err().transient);
+    let waiting = fs::read(desk.deps.paths.client_crt_pending()).unwrap();
+    // The hub takes the old one, and of those it issued not the first.
+    let asked = Arc::new(AtomicBool::new(false));
+    let (old, unlucky) = (current.cert.serial.clone(), Arc::clone(&asked));
+    let prove: Prove = Arc::new(move |_, cert| {
+        let lost = cert.serial != old && !unlucky.swap(true, Ordering::SeqCst);
+        Box::pin(async move {
+            if lost { Err(HubError::Deadline(std::time::Duration::from_secs(1))) } else { Ok(None) }
+        })
+    });
+    let deps = Deps { prove, ..desk.deps.clone() };
+    let replaced = deps.renew(&hub, &current, &mut |_| {}).await.unwrap();
+    assert!(asked.load(Ordering::SeqCst), "the one that waits is tried first");
+    assert_eq!(desk.identity().cert, replaced.cert);
+    assert_ne!(fs::read(desk.deps.paths.client_crt()).unwrap(), waiting);
+    assert!(!desk.deps.paths.client_key_pending().exists());
+    desk.works().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_or_a_lost_file_does_not_take_a_whole_pair_away() {
+    let desk = Desk::new().await;
+    let old = desk.identity().cert;
+    desk.renew().await.unwrap();
+    let paths = &desk.deps.paths;
+    fs::remove_file(paths.client_crt()).unwrap();
+    assert_eq!(desk.identity().cert, old, "the backup");
+    // A commit that cannot be finished.
+    let commit = desk.dir.path().join("enrol.commit");
+    fs::create_dir(&commit).unwrap();
+    durable::replace(&commit.join("manifest.json"), b"half", 0o600).unwrap();
+    assert_eq!(desk.identity().cert, old);
+    fs::remove_dir_all(&commit).unwrap();
+    // What others can read is for somebody to look at.
+    fs::set_permissions(paths.client_key(), fs::Permissions::from_mode(0o644)).unwrap();
+    let error = identity::load(paths).unwrap_err().to_string();
+    assert!(error.contains("chmod 600"), "{error}");
 }
 
 #[tokio::test]

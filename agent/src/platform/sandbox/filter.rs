@@ -118,6 +118,9 @@ impl Filters {
             let bit = number(*flag)?;
             refuse(libc::SYS_clone, vec![check(0, Len::Qword, Op::MaskedEq(bit), bit)?])?;
         }
+        // A child of whoever keeps the job is nobody's to wait for.
+        let parent = number(libc::CLONE_PARENT)?;
+        refuse(libc::SYS_clone, vec![check(0, Len::Qword, Op::MaskedEq(parent), parent)?])?;
         let mut families = vec![libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
         if ipc {
             families.push(libc::AF_UNIX);

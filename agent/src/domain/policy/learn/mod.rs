@@ -121,7 +121,10 @@ impl Lesson<'_> {
             Action::Exec { args, .. } => {
                 let Some(args) = self.args(args) else { return };
                 let Some(sha256) = *sha256 else {
-                    self.lack(format!("the hash of {path} was not taken, so no rule pins it"));
+                    self.lack(format!(
+                        "the hash of {path} was not taken, so no rule pins it: others than root can \
+                         change it, or it cannot be read"
+                    ));
                     return;
                 };
                 self.learned.rules.exec.push(ExecRule {
