@@ -66,6 +66,11 @@ impl Paths {
     }
 
     #[must_use]
+    pub fn renewal_pending(&self) -> PathBuf {
+        self.data_dir.join("certs/renewal.json.pending")
+    }
+
+    #[must_use]
     pub fn ca_bundle(&self) -> PathBuf {
         self.data_dir.join("certs/ca-bundle.crt")
     }

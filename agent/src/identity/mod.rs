@@ -273,6 +273,7 @@ pub(crate) fn forget_others(paths: &Paths) -> io::Result<()> {
         paths.client_crt_pending(),
         paths.client_csr_pending(),
         paths.client_key_pending(),
+        paths.renewal_pending(),
         paths.renewal(),
     ];
     others.iter().try_for_each(|path| crate::runtime::durable::remove(path))

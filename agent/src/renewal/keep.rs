@@ -1,7 +1,7 @@
 //! What is remembered of the certificate in place, beside it: when it came, when the hub would like
 //! it renewed, and what it took the place of. And how long that stays.
 
-use std::io;
+use std::{io, path::Path};
 
 use jiff::{SignedDuration, Timestamp};
 use jtnt_proto::json;
@@ -35,10 +35,19 @@ pub struct Known {
 }
 
 impl Known {
-    /// What is known of the certificate of this serial.
+    /// What is known of the certificate of this serial, which is in place.
     #[must_use]
     pub fn of(paths: &Paths, serial: &str) -> Option<Self> {
-        let bytes = durable::read(&paths.renewal(), MAX_BYTES).ok()?;
+        Self::read(&paths.renewal(), serial)
+    }
+
+    /// The same of one that waits to be tried.
+    pub(super) fn of_pending(paths: &Paths, serial: &str) -> Option<Self> {
+        Self::read(&paths.renewal_pending(), serial)
+    }
+
+    fn read(path: &Path, serial: &str) -> Option<Self> {
+        let bytes = durable::read(path, MAX_BYTES).ok()?;
         let known: Self = json::from_slice(&bytes).ok()?;
         (known.serial == serial).then_some(known)
     }

@@ -141,13 +141,7 @@ impl Deps {
         };
         told(Step::Installing);
         let Offer { pair, bundle, picked_at, identity } = offer;
-        let known = Known {
-            serial: identity.cert.serial.clone(),
-            received_at: self.clock.now(),
-            renewed: true,
-            picked_at,
-            before: current.cert.serial.clone(),
-        };
+        let known = self.known(&identity, current, picked_at);
         self.install(pair, bundle, &known)?;
         Ok(Replaced { before: known.before, cert: identity.cert })
     }
@@ -214,7 +208,10 @@ impl Deps {
         if found.is_none() {
             self.forget();
         }
-        Some(Offer { pair, bundle: None, picked_at: None, identity: found? })
+        let identity = found?;
+        let known = Known::of_pending(&self.paths, &identity.cert.serial);
+        let picked_at = known.and_then(|known| known.picked_at);
+        Some(Offer { pair, bundle: None, picked_at, identity })
     }
 
     /// Tries what an earlier try got. Nothing where the hub takes the one in place and not this:
@@ -243,7 +240,7 @@ impl Deps {
         told: &mut (dyn FnMut(Step) + Send),
     ) -> Result<Offer, RenewError> {
         told(Step::Asking);
-        let mut pending = match Pending::find(&self.paths) {
+        let pending = match Pending::find(&self.paths) {
             Some(pending) if !self.is_in_place(&pending) => pending,
             _ => Pending::make(&self.paths, &current.agent_id)?,
         };
@@ -252,13 +249,29 @@ impl Deps {
         told(Step::Checking);
         let judged = self.judge(&pending, &answer, hub, current);
         let (pair, bundle, identity) = judged.inspect_err(|_| self.forget())?;
-        pending.issued(&self.paths, &pair.crt)?;
         let picked_at = answer.window.and_then(|window| {
             let life = (identity.cert.not_before, identity.cert.not_after);
             let drawn = fraction(self.entropy.as_ref());
             cert_rule::pick((window.start, window.end), life, drawn)
         });
+        let known = self.known(&identity, current, picked_at);
+        Pending::issued(&self.paths, &pair.crt, &known)?;
         Ok(Offer { pair, bundle: Some(bundle), picked_at, identity })
+    }
+
+    fn known(
+        &self,
+        new: &Identity,
+        current: &Identity,
+        picked_at: Option<jiff::Timestamp>,
+    ) -> Known {
+        Known {
+            serial: new.cert.serial.clone(),
+            received_at: self.clock.now(),
+            renewed: true,
+            picked_at,
+            before: current.cert.serial.clone(),
+        }
     }
 
     fn request(&self, pending: &Pending, current: &Identity) -> RenewRequest {

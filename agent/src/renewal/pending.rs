@@ -6,7 +6,7 @@ use std::io;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use zeroize::Zeroizing;
 
-use super::error::RenewError;
+use super::{error::RenewError, keep::Known};
 use crate::{
     identity::{Pair, Paths},
     runtime::durable,
@@ -62,18 +62,26 @@ impl Pending {
         Pair { crt, key: self.key.clone() }
     }
 
-    /// Keeps what the hub has issued.
-    pub(super) fn issued(&mut self, paths: &Paths, crt: &[u8]) -> Result<(), RenewError> {
-        durable::replace(&paths.client_crt_pending(), crt, durable::PUBLIC)
-            .map_err(|e| RenewError::storage("the new cert was not stored", &e))?;
-        self.crt = Some(crt.to_vec());
-        Ok(())
+    /// Keeps what the hub has issued, and what is known of it, which comes first: there is nothing
+    /// before there is a certificate.
+    pub(super) fn issued(paths: &Paths, crt: &[u8], known: &Known) -> Result<(), RenewError> {
+        let known = serde_json::to_vec(known).map_err(io::Error::from);
+        known
+            .and_then(|known| {
+                durable::replace(&paths.renewal_pending(), &known, durable::PUBLIC)?;
+                durable::replace(&paths.client_crt_pending(), crt, durable::PUBLIC)
+            })
+            .map_err(|e| RenewError::storage("the new cert was not stored", &e))
     }
 
     /// Forgets all of it. The key goes last, or what is left would be a request without one.
     pub(super) fn discard(paths: &Paths) -> io::Result<()> {
-        let all =
-            [paths.client_crt_pending(), paths.client_csr_pending(), paths.client_key_pending()];
+        let all = [
+            paths.client_crt_pending(),
+            paths.renewal_pending(),
+            paths.client_csr_pending(),
+            paths.client_key_pending(),
+        ];
         all.iter().try_for_each(|path| durable::remove(path))
     }
 }

@@ -229,6 +229,9 @@ async fn a_certificate_that_could_not_be_tried_waits_and_takes_no_place_before()
     assert!(desk.deps.paths.client_crt_pending().exists());
     desk.cut.store(false, Ordering::SeqCst);
     let replaced = desk.renew().await.unwrap();
+    let known = Known::of(&desk.deps.paths, &replaced.cert.serial).unwrap();
+    assert!(known.picked_at.is_some(), "nor is the hub's window lost");
+    assert!(!desk.deps.paths.renewal_pending().exists());
     assert_eq!(desk.hub.requests(&Filter::route(Route::Renew)).len(), 1, "it was there already");
     assert_eq!(desk.identity().cert, replaced.cert);
     desk.works().await;
