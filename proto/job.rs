@@ -268,4 +268,70 @@ impl Work {
             Self::Upload(_) => "upload",
         }
     }
+
+    /// All of it in a line for people: words as a shell would need them, so that it is seen where
+    /// each begins and ends, and not more than [`MAX_LINE_CHARS`].
+    #[must_use]
+    pub fn line(&self) -> String {
+        let mut line = match self {
+            Self::Exec(exec) => words([&exec.path], &exec.args),
+            Self::Script(script) => {
+                let content = format!("sha256:{}", script.content.sha256);
+                words([&script.interpreter, &content], &script.args)
+            }
+            Self::Download(download) => download.dest.clone(),
+            Self::Upload(upload) => upload.path.clone(),
+        };
+        if let Some((end, _)) = line.char_indices().nth(MAX_LINE_CHARS) {
+            line.truncate(end);
+            line.push_str("...");
+        }
+        line
+    }
+}
+
+/// The longest [`Work::line`], without the dots that follow a cut.
+pub const MAX_LINE_CHARS: usize = 2048;
+
+fn words<const N: usize>(first: [&String; N], rest: &[String]) -> String {
+    first.into_iter().chain(rest).map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "%+,-./:=@_".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_a_bounded_line() {
+        let exec = |args: Vec<String>| {
+            let (path, env) = ("/bin/echo".into(), BTreeMap::new());
+            Work::Exec(Exec { path, args, env, cwd: None, run_as: None }).line()
+        };
+        let args = ["a", "b c", "", "it's", "--x=1"].map(str::to_owned);
+        assert_eq!(exec(args.into()), r"/bin/echo a 'b c' '' 'it'\''s' --x=1");
+        assert_eq!(exec(vec!["é".repeat(9999)]).chars().count(), MAX_LINE_CHARS + 3);
+    }
+
+    #[test]
+    fn a_script_is_its_interpreter_and_its_hash() {
+        let script = Script {
+            interpreter: "/bin/sh".into(),
+            content: Artifact { sha256: Hash([0xab; 32]), size: 1 },
+            args: vec!["two words".into()],
+            env: BTreeMap::new(),
+            cwd: None,
+            run_as: None,
+            endorsement: None,
+        };
+        let line = format!("/bin/sh sha256:{} 'two words'", "ab".repeat(32));
+        assert_eq!(Work::Script(script).line(), line);
+    }
 }

@@ -80,6 +80,22 @@ impl HubError {
         Self::Refused { reason: reason.to_owned(), detail: detail.into() }
     }
 
+    /// A stable word for programs.
+    pub(crate) fn reason(&self) -> &str {
+        match self {
+            Self::Refused { reason, .. } => reason,
+            Self::Unreachable(_) => "UNREACHABLE",
+            Self::Damaged { .. } => "DAMAGED",
+            Self::NotAHub { .. } => "NOT_A_HUB",
+            Self::Certificate(_) | Self::Tls(_) => "TLS",
+            Self::File { .. }
+            | Self::Listen { .. }
+            | Self::Journal
+            | Self::Output(_)
+            | Self::Entropy(_) => "IO",
+        }
+    }
+
     /// Damaged state.
     pub(crate) fn damaged(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
         Self::Damaged { what: what.into(), why: why.to_string() }

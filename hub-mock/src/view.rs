@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use jtnt_proto::{
     hub::{HeartbeatRequest, HostFacts, JobResult, JobStatus, Output},
-    job::Artifact,
+    job::{Artifact, Job as Signed},
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,9 @@ pub struct JobView {
     pub agent_id: String,
     /// `queued running ok failed timeout cancelled interrupted indeterminate rejected`.
     pub state: String,
+    /// What it is to do, in a line; empty where that cannot be read.
+    #[serde(default)]
+    pub command: String,
     /// Whether nothing more is expected.
     pub ended: bool,
     /// Whether the agent has it for good.
@@ -40,6 +43,7 @@ impl JobView {
             job_id: job.job_id.clone(),
             agent_id: job.agent_id.clone(),
             state: job.state().to_owned(),
+            command: command(&job.envelope.payload.0),
             ended: job.has_ended(),
             acknowledged: job.acknowledged,
             enqueued_at: job.enqueued_at,
@@ -92,6 +96,12 @@ pub struct JobSummary {
     pub enforcement: Option<String>,
     /// Stable reason of anything but `ok`.
     pub reason: Option<String>,
+}
+
+/// What a signed job is to do. Bad ones are queued, too: agents have to refuse them.
+fn command(payload: &[u8]) -> String {
+    let job = serde_json::from_slice::<Signed>(payload);
+    job.map(|job| job.work.line()).unwrap_or_default()
 }
 
 /// An output as text.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use jtnt_proto::job::{Job, Work};
+use jtnt_proto::job::Job;
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
@@ -38,7 +38,6 @@ use crate::{
 };
 
 /// Longer commands are cut in lists and logs; the signed job has them whole.
-const MAX_COMMAND_CHARS: usize = 2048;
 /// The most that one read of an output returns.
 const MAX_READ_BYTES: usize = 256 * 1024;
 /// How long a job waits for a policy that it asks for.
@@ -249,7 +248,7 @@ pub(super) fn entry_of(
     Entry {
         job_id,
         kind: job.work.kind().to_owned(),
-        command: describe(&job.work),
+        command: job.work.line(),
         envelope: Some(envelope),
         state: State::Queued,
         attempt: 1,
@@ -279,24 +278,6 @@ pub(super) fn entry_of(
     }
 }
 
-/// What a job does, in a line.
-pub(super) fn describe(work: &Work) -> String {
-    let mut text = match work {
-        Work::Exec(x) => words(&x.path, &x.args),
-        Work::Script(s) => {
-            let script = format!("{} sha256:{}", s.interpreter, s.content.sha256);
-            words(&script, &s.args)
-        }
-        Work::Download(d) => d.dest.clone(),
-        Work::Upload(u) => u.path.clone(),
-    };
-    if let Some((end, _)) = text.char_indices().nth(MAX_COMMAND_CHARS) {
-        text.truncate(end);
-        text.push_str("...");
-    }
-    text
-}
-
 /// Cuts a text for people to what a hub must accept.
 pub(super) fn bounded(mut text: String) -> String {
     const MAX_BYTES: usize = 1000;
@@ -305,39 +286,4 @@ pub(super) fn bounded(mut text: String) -> String {
         text.push_str("...");
     }
     text
-}
-
-fn words(first: &str, rest: &[String]) -> String {
-    rest.iter().fold(quoted(first), |line, word| line + " " + &quoted(word))
-}
-
-/// A word as a shell would need it, so that it is seen where each begins and ends.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "%+,-./:=@_".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use jtnt_proto::job::Exec;
-
-    #[test]
-    fn a_command_is_a_bounded_line() {
-        let exec = |args: Vec<String>| {
-            describe(&Work::Exec(Exec {
-                path: "/bin/echo".into(),
-                args,
-                env: [].into(),
-                cwd: None,
-                run_as: None,
-            }))
-        };
-        let args = ["a", "b c", "", "it's", "--x=1"].map(str::to_owned);
-        assert_eq!(exec(args.into()), r"/bin/echo a 'b c' '' 'it'\''s' --x=1");
-        assert_eq!(exec(vec!["é".repeat(9999)]).chars().count(), MAX_COMMAND_CHARS + 3);
-    }
 }

@@ -6,10 +6,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{
-    Jobs,
-    core::{bounded, describe},
-};
+use super::{Jobs, core::bounded};
 use crate::{
     domain::{asked::Asked, policy::Engine},
     gate::{Rehearsal, Ruling},
@@ -126,7 +123,7 @@ fn compare(
             compared.not_comparable.add(jobs);
         } else if differ(&before, &after) {
             let work = asked.work();
-            let (command, kind) = (describe(&work), work.kind());
+            let (command, kind) = (work.line(), work.kind());
             compared.changes.push(Change {
                 asked,
                 command,
@@ -268,7 +265,7 @@ mod tests {
             let ruling = desk.core.deps.gate.present().ask(&asked, now);
             let (entry, work) = (desk.entry(&last_job), asked.work());
             assert_eq!(ruling.allowed, entry.reason.is_none(), "{last_job}: {}", ruling.message);
-            assert_eq!((ruling.rule, describe(&work)), (entry.rule, entry.command));
+            assert_eq!((ruling.rule, work.line()), (entry.rule, entry.command));
             assert!(!format!("{asked:?}").contains("canary"));
         }
         let same = desk.jobs.rehearse(candidate(&rules)).await.unwrap();

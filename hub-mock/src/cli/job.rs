@@ -280,13 +280,27 @@ async fn list(desk: &Desk<'_>, agent: Option<String>) -> Result<Verdict, HubErro
     let summaries: Vec<_> = jobs.iter().map(JobView::summary).collect();
     desk.output.show(&summaries, || {
         let row = |job: &JobView| {
-            let reason = job.summary().reason.unwrap_or_default();
-            let at = job.enqueued_at.to_string();
-            vec![job.job_id.clone(), job.state.clone(), at, job.agent_id.clone(), reason]
+            let summary = job.summary();
+            let took = summary.duration_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
+            // Nobody reads nanoseconds; the JSON has them.
+            let at = job.enqueued_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
+            let reason = summary.reason.unwrap_or_else(|| "-".to_owned());
+            let command = cut(&job.command);
+            [summary.job_id, summary.state, at, took, job.agent_id.clone(), reason, command].into()
         };
         let rows: Vec<_> = jobs.iter().map(row).collect();
-        table(&["JOB", "STATE", "ENQUEUED", "AGENT", "REASON"], &rows)
+        table(&["JOB", "STATE", "ENQUEUED", "TOOK", "AGENT", "REASON", "COMMAND"], &rows)
     })
+}
+
+/// A command as a list has room for it.
+fn cut(command: &str) -> String {
+    const MOST: usize = 80;
+    let line = command.replace(['\n', '\t'], " ");
+    match line.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", line.get(..end).unwrap_or_default()),
+        None => line,
+    }
 }
 
 async fn cancel(desk: &Desk<'_>, id: &str, reason: Option<String>) -> Result<Verdict, HubError> {

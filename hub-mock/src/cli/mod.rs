@@ -46,7 +46,7 @@ pub fn main() -> ExitCode {
         // Whoever read us has seen enough.
         Err(HubError::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            output.fault(&error.to_string());
+            output.failure(&error);
             code(&error)
         }
     }

@@ -65,7 +65,18 @@ impl Output {
         let _told = writeln!(io::stderr(), "{}", printable(text));
     }
 
-    /// Why the command failed.
+    /// Why the command could not do what it was told; for programs in the shape of `jtntctl`'s.
+    pub(super) fn failure(&self, error: &HubError) {
+        if self.is_json() {
+            let (reason, message) = (error.reason(), error.to_string());
+            let said = serde_json::json!({ "error": { "reason": reason, "message": message } });
+            self.note(&harmless_json(&said.to_string()));
+        } else {
+            self.fault(&error.to_string());
+        }
+    }
+
+    /// Why it ended with no.
     pub(super) fn fault(&self, why: &str) {
         self.note(&format!("jtnt-hub-mock: {why}"));
     }

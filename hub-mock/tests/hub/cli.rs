@@ -151,7 +151,16 @@ async fn output_that_nobody_takes_ends_a_command_without_a_panic() {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let (code, said) = into(&hub, args, full.into()).await;
         assert_eq!(code, Some(6), "{said}");
-        assert!(said.starts_with("jtnt-hub-mock: cannot write the output: "), "{said}");
+        // Whoever asked for JSON gets errors in JSON.
+        let begin = match serde_json::from_str::<Value>(&said) {
+            Ok(error) => {
+                assert_eq!(error["error"]["reason"], "IO", "{said}");
+                assert!(args.contains(&"json"), "{said}");
+                format!("jtnt-hub-mock: {}", error["error"]["message"].as_str().unwrap())
+            }
+            Err(_) => said,
+        };
+        assert!(begin.starts_with("jtnt-hub-mock: cannot write the output: "), "{begin}");
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_jtnt-hub-mock"));
     let full = File::options().write(true).open("/dev/full").unwrap();
