@@ -35,7 +35,8 @@ pub(crate) fn line(raw: &[u8], color: bool) -> String {
         let value = line.details.get(name)?;
         Some(format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
     };
-    let details = ["action", "reason", "rule", "what"].map(detail);
+    let details =
+        ["action", "reason", "rule", "what", "serial", "before", "rolled_back"].map(detail);
     let about = [
         line.user.map(|user| format!("user={user}")),
         who.map(|who| format!("caller={who}")),

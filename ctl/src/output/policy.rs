@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use jtnt_proto::{
     admin::v1 as pb,
-    policy::{AnyArgs, ArgSlot, ArgsRule, Effect, Policy},
+    policy::{
+        AnyArgs, ArgSlot, ArgsRule, Children, Effect, ExecRule, Limits, Mode, Network, Policy,
+        ScriptRule,
+    },
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -60,12 +63,13 @@ impl<'a> From<&'a pb::GetPolicyResponse> for Shown<'a> {
 }
 
 pub(crate) fn show(p: &pb::GetPolicyResponse, now: Timestamp, color: bool) -> String {
-    let mut out = summary(p, now, color);
+    let document = serde_json::from_str::<Policy>(&p.document);
+    let mut out = summary(p, document.as_ref().ok(), now, color);
     if p.version == 0 {
         return out;
     }
-    match serde_json::from_str::<Policy>(&p.document) {
-        Ok(policy) => rules(&policy, color, &mut out),
+    match &document {
+        Ok(policy) => rules(policy, color, &mut out),
         Err(error) => {
             let error = error.to_string();
             out.push_str(&format!("\nthe document is of another version: {}\n", clean(&error)));
@@ -80,7 +84,12 @@ pub(crate) fn show(p: &pb::GetPolicyResponse, now: Timestamp, color: bool) -> St
     out
 }
 
-fn summary(p: &pb::GetPolicyResponse, now: Timestamp, color: bool) -> String {
+fn summary(
+    p: &pb::GetPolicyResponse,
+    document: Option<&Policy>,
+    now: Timestamp,
+    color: bool,
+) -> String {
     let mut table = Table::bare();
     if p.version == 0 {
         table.pair("Policy", toned("none yet, so no job may run", Tone::Warn));
@@ -95,6 +104,14 @@ fn summary(p: &pb::GetPolicyResponse, now: Timestamp, color: bool) -> String {
     }
     table.pair_if("Required", &p.require_enforcement);
     table.pair_if("Enforced here", &p.enforcement);
+    if let Some(policy) = document {
+        let network = match policy.network {
+            Network::Any => "the machine's",
+            Network::None => "none",
+        };
+        table.pair("Network", network);
+        table.pair_if("Limits", &limits(&policy.limits));
+    }
     table.render(color)
 }
 
@@ -109,16 +126,24 @@ fn rules(policy: &Policy, color: bool, out: &mut String) {
         write!(out, "\n{title}\n{}", table.render(color)).unwrap_or_default();
     };
     if !policy.exec.is_empty() {
-        let mut table = Table::new(&["RULE", "EFFECT", "PROGRAM", "ARGUMENTS", "RUNS AS"]);
+        let mut table = Table::new(&["RULE", "EFFECT", "PROGRAM", "ARGUMENTS", "RUNS AS", "ALSO"]);
         for r in &policy.exec {
             let (id, path) = (r.id.as_str().into(), r.path.as_str().into());
-            table.row([id, effect(r.effect), path, args(&r.args).into(), or_job(&r.run_as)]);
+            let (args, also) = (args(&r.args).into(), Also::of_exec(r).text().into());
+            table.row([id, effect(r.effect), path, args, or_job(&r.run_as), also]);
         }
         section("Programs", table);
     }
     if !policy.script.is_empty() {
-        let mut table =
-            Table::new(&["RULE", "EFFECT", "INTERPRETER", "SCRIPT", "ARGUMENTS", "RUNS AS"]);
+        let mut table = Table::new(&[
+            "RULE",
+            "EFFECT",
+            "INTERPRETER",
+            "SCRIPT",
+            "ARGUMENTS",
+            "RUNS AS",
+            "ALSO",
+        ]);
         for r in &policy.script {
             let which = match (r.sha256, r.signer) {
                 (Some(hash), _) => format!("sha256 {hash}"),
@@ -132,19 +157,86 @@ fn rules(policy: &Policy, color: bool, out: &mut String) {
                 which.into(),
                 args(&r.args).into(),
                 or_job(&r.run_as),
+                Also::of_script(r).text().into(),
             ]);
         }
         section("Scripts", table);
     }
     if !policy.file.is_empty() {
-        let mut table = Table::new(&["RULE", "EFFECT", "ACCESS", "FILES", "RUNS AS"]);
+        let mut table = Table::new(&["RULE", "EFFECT", "ACCESS", "FILES", "RUNS AS", "ALSO"]);
         for r in &policy.file {
             let access: Vec<_> =
                 r.access.iter().map(|a| format!("{a:?}").to_ascii_lowercase()).collect();
             let (id, path) = (r.id.as_str().into(), r.path.as_str().into());
-            table.row([id, effect(r.effect), access.join(",").into(), path, or_job(&r.run_as)]);
+            let (access, also) = (access.join(",").into(), mode(r.mode).unwrap_or("-").into());
+            table.row([id, effect(r.effect), access, path, or_job(&r.run_as), also]);
         }
         section("Files", table);
+    }
+}
+
+/// The ceilings that there are.
+fn limits(limits: &Limits) -> String {
+    let bytes = |what: &str, n: Option<u64>| n.map(|n| format!("{what} {}", human::bytes(n)));
+    [
+        limits.timeout_seconds.map(human::span),
+        bytes("memory", limits.memory_bytes),
+        limits.pids.map(|n| format!("{n} processes and threads")),
+        limits.cpu_percent.map(|n| format!("{n} % of a processor")),
+        limits.io_weight.map(|n| format!("weight {n} of I/O")),
+        bytes("output", limits.output_bytes),
+        bytes("a file", limits.file_bytes),
+    ]
+    .into_iter()
+    .flatten()
+    .collect::<Vec<_>>()
+    .join(", ")
+}
+
+/// What a rule says beside its columns.
+struct Also<'a> {
+    pinned: Option<String>,
+    env: Vec<&'a str>,
+    children: Children,
+    ipc: bool,
+    mode: Option<Mode>,
+}
+
+impl<'a> Also<'a> {
+    fn of_exec(r: &'a ExecRule) -> Self {
+        let pinned = r.sha256.map(|hash| format!("sha256 {hash}"));
+        let env = r.env.iter().map(String::as_str).collect();
+        Self { pinned, env, children: r.children, ipc: r.ipc, mode: r.mode }
+    }
+
+    fn of_script(r: &'a ScriptRule) -> Self {
+        let env = r.env.iter().map(String::as_str).collect();
+        Self { pinned: None, env, children: r.children, ipc: r.ipc, mode: r.mode }
+    }
+
+    fn text(self) -> String {
+        let children = match self.children {
+            Children::System => None,
+            Children::Rules => Some("children by rules".to_owned()),
+            Children::None => Some("no children".to_owned()),
+        };
+        let said = [
+            children,
+            self.ipc.then(|| "Unix sockets".to_owned()),
+            mode(self.mode).map(str::to_owned),
+            (!self.env.is_empty()).then(|| format!("env {}", self.env.join(" "))),
+            self.pinned,
+        ];
+        let said: Vec<_> = said.into_iter().flatten().collect();
+        if said.is_empty() { "-".to_owned() } else { said.join(", ") }
+    }
+}
+
+const fn mode(mode: Option<Mode>) -> Option<&'static str> {
+    match mode {
+        Some(Mode::Enforce) => Some("enforced"),
+        Some(Mode::Monitor) => Some("monitored"),
+        None => None,
     }
 }
 

@@ -341,8 +341,9 @@ impl pb::cert_service_server::CertService for Fake {
 }
 
 const DOCUMENT: &str = r#"{"policy_id":"p-7","version":7,"issued_at":"2026-01-01T00:00:00Z",
-"expires_at":"2026-01-12T00:00:00Z","audience":{"root_id":"r"},
-"exec":[{"id":"uptime","effect":"allow","path":"/usr/bin/uptime"},
+"expires_at":"2026-01-12T00:00:00Z","audience":{"root_id":"r"},"network":"none",
+"limits":{"timeout_seconds":600,"memory_bytes":536870912,"pids":64,"cpu_percent":150,"output_bytes":1048576},
+"exec":[{"id":"uptime","effect":"allow","path":"/usr/bin/uptime","children":"none","env":["LANG","TZ"]},
 {"id":"svc","effect":"allow","path":"/usr/bin/systemctl","args":["status",{"match":"[a-z]+"}],"run_as":"root"}],
 "script":[{"id":"any","effect":"deny","interpreter":"/bin/sh","args":"any"}],
 "file":[{"id":"logs","effect":"allow","access":["read"],"path":"/var/log/**"}]}"#;
