@@ -172,7 +172,7 @@ async fn five_failures_open_the_breaker_for_all_routes_and_refusals_do_not() {
 
 #[tokio::test]
 async fn a_hub_that_restarts_is_found_again_without_an_error() {
-    let Line { hub, client, identity, metrics, _dir } = Line::to(Hub::builder()).await;
+    let Line { hub, client, identity, metrics, dir: _dir } = Line::to(Hub::builder()).await;
     client.jobs(Duration::ZERO).await.unwrap();
     let hub = hub.restart().await.unwrap();
     client.jobs(Duration::ZERO).await.unwrap();

@@ -12,8 +12,7 @@ use std::{
 };
 
 use jtnt_agent::{
-    enrol::{self, Options, RootPin, host_facts},
-    hub::{Address, HubClient, HubConfig, HubError},
+    hub::{HubClient, HubConfig, HubError},
     identity::{self, Identity, Pair, Paths},
     renewal::{Connect, Deps, Known, Prove, RenewError, Replaced, Step, clean_backup},
     runtime::{
@@ -26,6 +25,8 @@ use jtnt_agent::{
 use jtnt_hub_mock::{Filter, Handle, Hub, Kind, OldCertificates, Route};
 use tempfile::TempDir;
 
+use crate::support::{Line, config};
+
 /// An enrolled agent beside its hub.
 struct Desk {
     hub: Handle,
@@ -36,37 +37,15 @@ struct Desk {
 }
 
 fn client(url: &str, identity: &Identity) -> HubClient {
-    HubClient::new(HubConfig {
-        url: Address::hub(url).unwrap(),
-        proxy: None,
-        tls: Arc::clone(&identity.tls),
-        breaker_failures: 1000,
-        metrics: Metrics::new("test").unwrap(),
-        clock: Arc::new(SystemClock),
-    })
+    let metrics = Metrics::new("test").unwrap();
+    HubClient::new(HubConfig { breaker_failures: 1000, ..config(url, identity, &metrics) })
 }
 
 impl Desk {
     async fn new() -> Self {
-        let (hub, dir) = (Hub::builder().start().await.unwrap(), TempDir::new().unwrap());
-        let options = Options {
-            data_dir: dir.path().to_owned(),
-            hub: Address::hub(&hub.url()).unwrap(),
-            proxy: None,
-            token: hub.token().await.unwrap().into(),
-            root: RootPin::File(hub.root_file()),
-            hub_ca: None,
-            labels: BTreeMap::new(),
-            host: host_facts("0.0.0"),
-            config: None,
-            force: false,
-        };
+        let Line { hub, dir, .. } = Line::to(Hub::builder()).await;
         let (clock, entropy): (SharedClock, SharedEntropy) =
             (Arc::new(SystemClock), Arc::new(SystemEntropy));
-        let metrics = Metrics::new("test").unwrap();
-        let needs =
-            enrol::Deps { clock: Arc::clone(&clock), entropy: Arc::clone(&entropy), metrics };
-        enrol::enroll(options, needs).await.unwrap();
         let paths = Paths { data_dir: dir.path().to_owned() };
         let signer = identity::audit_key(&paths, &*entropy).unwrap();
         let (url, cut) = (hub.url(), Arc::new(AtomicBool::new(false)));

@@ -17,7 +17,7 @@ pub(crate) struct Line {
     pub(crate) identity: Identity,
     pub(crate) client: HubClient,
     pub(crate) metrics: Metrics,
-    pub(crate) _dir: TempDir,
+    pub(crate) dir: TempDir,
 }
 
 impl Line {
@@ -44,7 +44,7 @@ impl Line {
         enrol::enroll(options, deps).await.unwrap();
         let identity = identity::load(&Paths { data_dir: dir.path().to_owned() }).unwrap();
         let client = HubClient::new(config(&hub.url(), &identity, &metrics));
-        Self { hub, identity, client, metrics, _dir: dir }
+        Self { hub, identity, client, metrics, dir }
     }
 
     /// A client of the same agent for another address.
@@ -62,7 +62,7 @@ impl Line {
     }
 }
 
-fn config(url: &str, identity: &Identity, metrics: &Metrics) -> HubConfig {
+pub(crate) fn config(url: &str, identity: &Identity, metrics: &Metrics) -> HubConfig {
     HubConfig {
         url: Address::hub(url).unwrap(),
         proxy: None,
