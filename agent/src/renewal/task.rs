@@ -282,9 +282,9 @@ impl Task {
         let news = report.clone();
         // Whoever asked may be gone; it is done all the same.
         let mut told = move |step| drop(news.try_send(Report::Step(step)));
-        let identity = match (identity, what) {
-            (Ok(identity), _) => identity,
-            (Err(fault), _) => {
+        let identity = match identity {
+            Ok(identity) => identity,
+            Err(fault) => {
                 let error = RenewError::no_identity(&fault);
                 let _gone = report.send(Report::End(Err(error))).await;
                 return;

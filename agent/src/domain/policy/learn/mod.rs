@@ -123,7 +123,8 @@ impl Lesson<'_> {
                 let Some(sha256) = *sha256 else {
                     self.lack(format!(
                         "the hash of {path} was not taken, so no rule pins it: others than root can \
-                         change it, or it cannot be read"
+                         change it, or it cannot be read; make it root's alone and run the job \
+                         again"
                     ));
                     return;
                 };
