@@ -214,3 +214,68 @@ async fn however_often_it_is_killed_every_job_ends_and_none_runs_twice() {
     .unwrap();
     agent.stop().await.unwrap();
 }
+
+/// A download whose artifact drips too slowly to end here. Returns once its process is at work.
+async fn dripping(site: &Site) -> (String, std::path::PathBuf, Vec<u8>) {
+    let bytes: Vec<u8> = (0..300_000).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    let artifact = site.hub.put_artifact(&bytes).unwrap();
+    site.hub.set_fault(Route::Artifact, Kind::Slow, None).unwrap();
+    let dest = site.home.files().join("app.conf");
+    let work = json!({"type": "download", "command": {"artifact": artifact, "dest": dest}});
+    let id = site.order(work, |_| {}).await;
+    let part = site.home.files().join(format!(".jtnt-{id}.part"));
+    eventually("the download is under way", async || {
+        if part.exists() { Ok(()) } else { Err(format!("{:?}", site.hub.job(&id))) }
+    })
+    .await
+    .unwrap();
+    (id, dest, bytes)
+}
+
+#[tokio::test]
+async fn a_download_that_its_agent_left_leaves_nothing_and_begins_anew() {
+    let site = Site::ready(Hub::builder().slow_pause(PATIENCE)).await;
+    for cruel in [true, false] {
+        let agent = site.home.start().await.unwrap();
+        site.in_force(1).await;
+        let (id, dest, bytes) = dripping(&site).await;
+        if cruel {
+            kill(agent).await;
+        } else {
+            agent.stop().await.unwrap();
+        }
+        eventually("the half file goes without an agent", async || {
+            match fs::read_dir(site.home.files()).unwrap().count() {
+                0 => Ok(()),
+                left => Err(format!("{left} files")),
+            }
+        })
+        .await
+        .unwrap();
+        site.hub.clear_faults();
+        let agent = site.home.start().await.unwrap();
+        let view = site.end_of(&id).await;
+        let attempt = view.result.map(|result| result.attempt);
+        assert_eq!((view.state.as_str(), attempt), ("ok", Some(2)));
+        assert!(fs::read(&dest).unwrap() == bytes);
+        fs::remove_file(&dest).unwrap();
+        agent.stop().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_download_whose_process_was_killed_is_told_and_leaves_nothing() {
+    let site = Site::ready(Hub::builder().slow_pause(PATIENCE)).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    let (id, _, _) = dripping(&site).await;
+    site.home.kill_shims();
+    let view = site.end_of(&id).await;
+    let result = view.result.unwrap();
+    assert_eq!(
+        (view.state.as_str(), result.reason.as_deref()),
+        ("indeterminate", Some("SHIM_LOST"))
+    );
+    assert_eq!(fs::read_dir(site.home.files()).unwrap().count(), 0);
+    agent.stop().await.unwrap();
+}

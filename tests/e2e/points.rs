@@ -1,5 +1,6 @@
-//! The agent, or a process that keeps a job, is killed at one system call after another, while a
-//! job leaves a trace of each of its runs. After each, an agent that nothing disturbs takes over.
+//! The agent, or a process that keeps or does a job, is killed at one system call after another:
+//! while a script leaves a trace of each of its runs, and while a file is downloaded. After each, an
+//! agent that nothing disturbs takes over.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +12,7 @@ use std::{
 
 use jtnt_hub_mock::Hub;
 use jtnt_proto::{bytes::Hash, job::Artifact};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{process::Command, time::timeout};
 
 use crate::{
@@ -82,6 +83,9 @@ const CALLS: &[&str] = &[
 const MOST_OF_ONE: usize = 20;
 /// Fewer would mean that it was not the agent that was traced.
 const LEAST: usize = 300;
+/// The same of a download, which differs from a script where the file is touched.
+const MOST_OF_DOWNLOAD: usize = 6;
+const LEAST_OF_DOWNLOAD: usize = 120;
 
 /// Where a run was killed, and what became of its job.
 #[derive(Debug)]
@@ -93,48 +97,36 @@ struct Point {
     runs: usize,
 }
 
+/// What is done while somebody is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Script,
+    Download,
+}
+
 #[tokio::test]
 #[ignore = "takes minutes and strace: `cargo test --test e2e -- --ignored --nocapture points`"]
 async fn wherever_it_is_killed_a_job_runs_at_most_once_and_ends_once() {
-    let ground = Ground::new().await;
-    let mut points = Vec::new();
-    for call in CALLS {
-        for at in 1..=MOST_OF_ONE {
-            match ground.kill_at(call, at).await {
-                Some(point) => {
-                    println!(
-                        "{:16} {:3}  {:12} {:14} runs {}",
-                        point.call,
-                        point.at,
-                        if point.agent_died { "agent" } else { "other" },
-                        point.state,
-                        point.runs
-                    );
-                    points.push(point);
-                }
-                // Nobody makes this call so often.
-                None => break,
-            }
-        }
-    }
-    let told = ground.site.home.agent(&["audit", "verify"]).await.unwrap();
-    told.exits(0).unwrap();
-    let mut states = BTreeMap::new();
-    for point in &points {
-        *states.entry((point.state.as_str(), point.runs)).or_insert(0) += 1;
-    }
-    println!("{} points; state and runs of their jobs: {states:?}", points.len());
-    assert!(points.len() >= LEAST, "{} points", points.len());
+    let points = Ground::new(What::Script).await.kill_everywhere(MOST_OF_ONE).await;
+    assert!(points >= LEAST, "{points} points");
+}
+
+#[tokio::test]
+#[ignore = "takes minutes and strace: `cargo test --test e2e -- --ignored --nocapture points`"]
+async fn wherever_it_is_killed_a_download_is_whole_or_not_there() {
+    let points = Ground::new(What::Download).await.kill_everywhere(MOST_OF_DOWNLOAD).await;
+    assert!(points >= LEAST_OF_DOWNLOAD, "{points} points");
 }
 
 struct Ground {
+    what: What,
     site: Site,
     content: Artifact,
     traces: PathBuf,
 }
 
 impl Ground {
-    async fn new() -> Self {
+    async fn new(what: What) -> Self {
         let mut site = Site::new(Hub::builder().lease(Duration::from_secs(1))).await;
         site.enrol().await;
         let traces = site.home.path().join("traces");
@@ -151,15 +143,66 @@ impl Ground {
         site.in_force(1).await;
         agent.stop().await.unwrap();
         let content = site.hub.put_artifact(TRACE).unwrap();
-        Self { site, content, traces }
+        Self { what, site, content, traces }
+    }
+
+    /// At no call more often than `most`; at how many points.
+    async fn kill_everywhere(&self, most: usize) -> usize {
+        let mut states = BTreeMap::new();
+        let mut points = 0;
+        for call in CALLS {
+            for at in 1..=most {
+                // Or nobody makes this call so often.
+                let Some(point) = self.kill_at(call, at).await else { break };
+                println!(
+                    "{:?} {:16} {:3}  {:12} {:14} runs {}",
+                    self.what,
+                    point.call,
+                    point.at,
+                    if point.agent_died { "agent" } else { "other" },
+                    point.state,
+                    point.runs
+                );
+                *states.entry((point.state, point.runs)).or_insert(0) += 1;
+                points += 1;
+            }
+        }
+        let told = self.site.home.agent(&["audit", "verify"]).await.unwrap();
+        told.exits(0).unwrap();
+        println!("{points} points; state and runs of their jobs: {states:?}");
+        points
+    }
+
+    fn work(&self, trace: &Path) -> Value {
+        match self.what {
+            What::Script => json!({"type": "script", "command":
+                {"interpreter": "/bin/sh", "content": self.content, "args": [trace]}}),
+            What::Download => json!({"type": "download", "command":
+                {"artifact": self.content, "dest": trace}}),
+        }
+    }
+
+    /// How often the job has left its trace there; nothing else may be left.
+    fn runs(&self, trace: &Path, place: &str) -> usize {
+        let left = fs::read(trace).unwrap_or_default();
+        match self.what {
+            What::Script => String::from_utf8_lossy(&left).lines().count(),
+            What::Download => {
+                let parts = fs::read_dir(&self.traces).unwrap().map(|file| file.unwrap().path());
+                let parts: Vec<_> =
+                    parts.filter(|p| p.extension() == Some("part".as_ref())).collect();
+                assert!(parts.is_empty(), "{parts:?}: {place}");
+                let is_there = trace.exists();
+                assert!(!is_there || left == TRACE, "{left:?}: {place}");
+                usize::from(is_there)
+            }
+        }
     }
 
     /// Kills whoever first makes `call` for the `at`th time; `None` when nobody does.
     async fn kill_at(&self, call: &'static str, at: usize) -> Option<Point> {
         let trace = self.traces.join(format!("{call}.{at}"));
-        let work = json!({"type": "script", "command":
-            {"interpreter": "/bin/sh", "content": self.content, "args": [trace]}});
-        let id = self.site.order(work, |_| {}).await;
+        let id = self.site.order(self.work(&trace), |_| {}).await;
         let log = self.site.home.path().join("strace");
         let mut agent = self.traced(call, at, &log);
         let ended = tokio::select! {
@@ -172,8 +215,8 @@ impl Ground {
         let view = timeout(PATIENCE, self.site.hub.wait_job(&id)).await;
         let view = view.unwrap_or_else(|_| panic!("{call} {at}: {:?}", self.site.hub.job(&id)));
         agent.stop().await.unwrap();
-        let runs = fs::read_to_string(&trace).unwrap_or_default().lines().count();
         let place = format!("{call} {at}: {view:?}");
+        let runs = self.runs(&trace, &place);
         match view.state.as_str() {
             "ok" => assert_eq!(runs, 1, "{place}"),
             "indeterminate" | "failed" => assert!(runs <= 1, "{place}"),

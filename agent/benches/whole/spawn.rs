@@ -5,12 +5,11 @@ use std::{fs::File, path::Path, time::Duration};
 
 use jtnt_agent::{
     domain::policy::Confinement,
-    gate::Program,
     platform::{
         account::Account,
         sandbox::{self, Plan},
     },
-    shim::{Attempt, Launcher, Order},
+    shim::{Attempt, Launcher, Order, Things},
 };
 use tokio::time::Instant;
 
@@ -45,9 +44,10 @@ pub(crate) async fn measure(agent: &Path, rounds: usize, table: &mut Table) -> O
 async fn one(launcher: &Launcher, plan: &Plan, as_other: bool) -> Outcome<Duration> {
     let dir = tempfile::tempdir()?;
     let path = std::fs::canonicalize("/bin/true")?.to_string_lossy().into_owned();
+    let file = File::open(&path)?;
     let order = Order {
         attempt: Attempt::new(dir.path().join("job"), 1),
-        argv0: path.clone(),
+        argv0: path,
         args: Vec::new(),
         env: [].into(),
         cwd: "/".to_owned(),
@@ -57,13 +57,12 @@ async fn one(launcher: &Launcher, plan: &Plan, as_other: bool) -> Outcome<Durati
         output_bytes: 1 << 20,
         secrets: Vec::new(),
         watch: None,
+        transfer: None,
         timeout: Duration::from_secs(60),
         grace: Duration::from_secs(1),
     };
-    let file = File::open(&path)?;
-    let program = Program { file, copy: None, canonical: path, plan: plan.clone() };
     let begun = Instant::now();
-    let shim = launcher.prepare(&order, &program, None, &[])?.go()?;
+    let shim = launcher.prepare(&order, Things::only(&file))?.go()?;
     shim.ended().await?;
     Ok(begun.elapsed())
 }

@@ -151,8 +151,9 @@ impl Enforcement {
         if gaps.is_empty() { Self::Full } else { Self::Partial(gaps) }
     }
 
-    /// What a transfer gets: no program of others' runs, and the agent itself opens the one file,
-    /// by descriptor and with the rights of the job's user, so that only that user can be a gap.
+    /// What a transfer gets: no program of others' runs, and the one file is opened by descriptor,
+    /// with the rights of the job's user, so that only that user can be a gap. What else the machine
+    /// can hold it by comes on top.
     #[must_use]
     pub fn of_transfer(as_root: bool, abilities: &Abilities) -> Self {
         let gap = match abilities.root {

@@ -16,6 +16,8 @@ pub enum Found {
     Begun,
     /// It never began.
     Nothing,
+    /// It needed the agent to go on, and was cut short without a trace.
+    Cut,
 }
 
 /// What becomes of it.
@@ -27,7 +29,7 @@ pub enum Step {
     Conclude,
     /// It waits again, as the same run.
     Start,
-    /// It waits again, as another run, which it allows.
+    /// It waits again, as another run, which it allows, or of which nothing was done yet.
     Repeat,
     /// It ended with the machine.
     Interrupted,
@@ -44,6 +46,8 @@ pub const fn step(found: Found, idempotent: bool, attempt: u32) -> Step {
         Found::Ended => Step::Conclude,
         Found::Nothing => Step::Start,
         Found::Begun if idempotent && attempt < MAX_ATTEMPTS => Step::Repeat,
+        Found::Cut if attempt < MAX_ATTEMPTS => Step::Repeat,
+        Found::Cut => Step::Conclude,
         Found::Begun => Step::Indeterminate,
     }
 }
@@ -65,6 +69,14 @@ mod tests {
             assert_eq!(step(found, false, 1), once, "{found:?}");
             assert_eq!(step(found, true, MAX_ATTEMPTS - 1), often, "{found:?}");
             assert_eq!(step(found, true, MAX_ATTEMPTS), once, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_cut_short_is_tried_a_few_times() {
+        for idempotent in [false, true] {
+            assert_eq!(step(Found::Cut, idempotent, MAX_ATTEMPTS - 1), Step::Repeat);
+            assert_eq!(step(Found::Cut, idempotent, MAX_ATTEMPTS), Step::Conclude);
         }
     }
 }

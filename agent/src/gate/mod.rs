@@ -31,7 +31,7 @@ pub use ruling::{Refusal, Ruling};
 use crate::{
     domain::{
         enforcement::{Abilities, Enforcement, Gap},
-        policy::{Decision, Engine, Found, ScriptFacts, Surroundings, Target},
+        policy::{Area, Confinement, Decision, Engine, Found, ScriptFacts, Surroundings, Target},
     },
     platform::{
         paths::{Inode, Opened, Place, hash, sealed_copy},
@@ -101,6 +101,8 @@ pub struct Source {
     pub file: File,
     /// The file's path.
     pub canonical: String,
+    /// What holds whoever reads it.
+    pub plan: Plan,
 }
 
 /// Where a download goes: an open folder and a name in it.
@@ -112,6 +114,16 @@ pub struct Destination {
     pub name: String,
     /// The file's path.
     pub canonical: String,
+    /// What holds whoever writes it.
+    pub plan: Plan,
+}
+
+impl Destination {
+    /// The folder's path.
+    #[must_use]
+    pub fn folder(&self) -> &str {
+        parent(&self.canonical)
+    }
 }
 
 impl Gate {
@@ -235,7 +247,9 @@ impl Gate {
             let decision = rules.file(&target(&opened, None, false), Access::Read, run_as, now);
             let canonical = opened.canonical().to_owned();
             let enforcement = self.enough(self.of_transfer(&decision), &decision, &canonical)?;
-            let source = Source { file: opened.into_file(), canonical: canonical.clone() };
+            let only = Area::file(&canonical, Access::Read);
+            let (file, plan) = (opened.into_file(), self.plan(Confinement::to(only)));
+            let source = Source { file, canonical: canonical.clone(), plan };
             Ok(Ruling::decided(decision, enforcement, canonical, Some(source)))
         };
         Ruling::of(rule(), rules.as_deref())
@@ -257,7 +271,9 @@ impl Gate {
             };
             let decision = rules.file(&target, Access::Write, run_as, now);
             let enforcement = self.enough(self.of_transfer(&decision), &decision, &canonical)?;
-            let to = Destination { dir: place.dir, name: place.name, canonical: canonical.clone() };
+            let Place { dir, name, .. } = place;
+            let plan = self.plan(Confinement::to(Area::folder(parent(&canonical), Access::Write)));
+            let to = Destination { dir, name, canonical: canonical.clone(), plan };
             Ok(Ruling::decided(decision, enforcement, canonical, Some(to)))
         };
         Ruling::of(rule(), rules.as_deref())
@@ -287,16 +303,20 @@ impl Gate {
         }
         let (confinement, gaps) = rules.confine(&decision, &look);
         let enforcement = self.enough(self.of_program(rules, gaps), &decision, &canonical)?;
-        let plan = Plan {
-            confinement,
-            hidden: self.config.protected.clone(),
-            limits: Limits::default(),
-            abilities: self.config.abilities,
-        };
+        let plan = self.plan(confinement);
         let program =
             Program { file: opened.into_file(), copy, canonical: canonical.clone(), plan };
         let ruling = Ruling::decided(decision, enforcement, canonical, Some(program));
         Ok(Ruling { sha256, ..ruling })
+    }
+
+    fn plan(&self, confinement: Confinement) -> Plan {
+        Plan {
+            confinement,
+            hidden: self.config.protected.clone(),
+            limits: Limits::default(),
+            abilities: self.config.abilities,
+        }
     }
 
     fn rules(&self) -> Option<Arc<Engine>> {
@@ -345,6 +365,14 @@ impl Gate {
             return Err(refusal.ruled_by(decision.rule.clone()));
         }
         Ok(enforcement)
+    }
+}
+
+/// The folder of a canonical path.
+fn parent(canonical: &str) -> &str {
+    match canonical.rsplit_once('/') {
+        Some((folder, _)) if !folder.is_empty() => folder,
+        _ => "/",
     }
 }
 

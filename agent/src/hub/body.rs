@@ -1,4 +1,4 @@
-//! Bodies: what is sent (bytes, or a part of a file) and artifacts as they arrive. Neither is ever
+//! Bodies: what is sent (bytes, or what a file has) and artifacts as they arrive. Neither is ever
 //! in memory as a whole.
 
 use std::{
@@ -18,7 +18,6 @@ use http_body::{Body, Frame, SizeHint};
 use jtnt_proto::bytes::Hash;
 use sha2::{Digest as _, Sha256};
 use tokio::{
-    fs::File,
     io::{AsyncRead, AsyncReadExt as _, ReadBuf, Take},
     time::{Instant, Sleep, sleep},
 };
@@ -31,21 +30,23 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// A body to send.
 pub(super) enum Outgoing {
     Bytes(Option<Bytes>),
-    File(FilePart),
+    Read(Reading),
 }
 
-/// Bytes of a file, counted as they leave.
-pub(super) struct FilePart {
-    bytes: ReaderStream<Take<File>>,
+/// Bytes that are read meanwhile.
+pub type Readable = Box<dyn AsyncRead + Send + Unpin>;
+
+/// Such bytes, counted as they leave.
+pub(super) struct Reading {
+    bytes: ReaderStream<Take<Readable>>,
     left: u64,
     sent: Arc<AtomicU64>,
 }
 
-impl FilePart {
-    /// The next `length` bytes of `file`; `sent` shows progress.
-    pub(super) fn new(mut file: File, length: u64, sent: Arc<AtomicU64>) -> Self {
-        file.set_max_buf_size(CHUNK_BYTES);
-        let bytes = ReaderStream::with_capacity(file.take(length), CHUNK_BYTES);
+impl Reading {
+    /// The next `length` bytes; `sent` shows progress.
+    pub(super) fn new(bytes: Readable, length: u64, sent: Arc<AtomicU64>) -> Self {
+        let bytes = ReaderStream::with_capacity(bytes.take(length), CHUNK_BYTES);
         Self { bytes, left: length, sent }
     }
 }
@@ -72,7 +73,7 @@ impl Body for Outgoing {
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let part = match self.get_mut() {
             Self::Bytes(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
-            Self::File(part) => part,
+            Self::Read(part) => part,
         };
         if part.left == 0 {
             return Poll::Ready(None);
@@ -100,7 +101,7 @@ impl Body for Outgoing {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(match self {
             Self::Bytes(bytes) => bytes.as_ref().map_or(0, |b| b.len() as u64),
-            Self::File(part) => part.left,
+            Self::Read(part) => part.left,
         })
     }
 }

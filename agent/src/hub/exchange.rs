@@ -16,7 +16,7 @@ use jtnt_proto::{
 };
 
 use super::{
-    body::{FilePart, Outgoing},
+    body::{Outgoing, Reading},
     error::{Fault, HubError},
     pool::{Conn, Flow, Pool},
 };
@@ -50,7 +50,7 @@ pub(super) struct Call {
 pub(super) enum Payload {
     Bytes(Bytes),
     /// The part, until it is on its way, and what counts its bytes.
-    File(Option<FilePart>, Arc<AtomicU64>),
+    Read(Option<Reading>, Arc<AtomicU64>),
 }
 
 impl std::fmt::Debug for Payload {
@@ -97,8 +97,8 @@ impl Call {
     fn request(&mut self, host: &str) -> Result<Request<Outgoing>, HubError> {
         let body = match &mut self.payload {
             Payload::Bytes(bytes) => Outgoing::bytes(bytes.clone()),
-            Payload::File(part, _) => match part.take() {
-                Some(part) => Outgoing::File(part),
+            Payload::Read(part, _) => match part.take() {
+                Some(part) => Outgoing::Read(part),
                 None => return Err(HubError::BadAnswer("the upload was sent already".to_owned())),
             },
         };
@@ -112,7 +112,7 @@ impl Call {
             Payload::Bytes(_) => {
                 request = request.header(header::CONTENT_TYPE, "application/json");
             }
-            Payload::File(..) => {
+            Payload::Read(..) => {
                 request = request.header(header::CONTENT_TYPE, "application/octet-stream");
             }
         }

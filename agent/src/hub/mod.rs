@@ -31,6 +31,7 @@ use pool::Pool;
 use stack::{SharedBreaker, Stack, stack};
 
 pub use address::{Address, NotAnAddress};
+pub use body::Readable;
 pub use error::{Fault, HubError, Step};
 pub use probe::ProbeStep;
 pub use routes::UploadPart;

@@ -1,7 +1,7 @@
 //! The routes of the hub's API, a method each.
 
 use std::{
-    io::SeekFrom,
+    fmt,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -19,11 +19,10 @@ use jtnt_proto::{
     json,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::io::AsyncSeekExt as _;
 
 use super::{
     ArtifactBody, HubClient, HubError, POLL_GRACE, STALL,
-    body::{Artifact, FilePart},
+    body::{Artifact, Readable, Reading},
     exchange::{Answer, Call, Content, Payload, media_type},
 };
 use crate::domain::ids::JobId;
@@ -194,13 +193,10 @@ impl HubClient {
             UploadPart::Finish { size, sha256 } => {
                 (format!("offset={size}&sha256={sha256}"), Payload::Bytes(Bytes::new()))
             }
-            UploadPart::Append { mut file, offset, length } => {
-                file.seek(SeekFrom::Start(offset))
-                    .await
-                    .map_err(|e| bad(&format!("the file cannot be read: {e}")))?;
+            UploadPart::Append { bytes, offset, length } => {
                 let sent = Arc::new(AtomicU64::new(0));
-                let part = FilePart::new(file, length, Arc::clone(&sent));
-                (format!("offset={offset}"), Payload::File(Some(part), sent))
+                let part = Reading::new(bytes, length, Arc::clone(&sent));
+                (format!("offset={offset}"), Payload::Read(Some(part), sent))
             }
         };
         let path = format!("/api/v1/artifacts/{id}/{name}?{query}");
@@ -223,15 +219,14 @@ impl HubClient {
 }
 
 /// One request of an upload.
-#[derive(Debug)]
 pub enum UploadPart {
     /// Where to go on.
     Ask,
-    /// `length` bytes of `file` from `offset` on.
+    /// More of it.
     Append {
-        /// The source, open.
-        file: tokio::fs::File,
-        /// Where in file and artifact.
+        /// What there is from `offset` on.
+        bytes: Readable,
+        /// Where in the artifact.
         offset: u64,
         /// How many bytes.
         length: u64,
@@ -243,6 +238,16 @@ pub enum UploadPart {
         /// Their hash.
         sha256: Hash,
     },
+}
+
+impl fmt::Debug for UploadPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ask => f.write_str("Ask"),
+            Self::Append { offset, length, .. } => write!(f, "Append({length} from {offset})"),
+            Self::Finish { size, .. } => write!(f, "Finish({size})"),
+        }
+    }
 }
 
 /// [`JobsResponse`] with `jobs` as a must: otherwise any object would pass for an idle queue.

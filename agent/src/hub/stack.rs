@@ -201,7 +201,7 @@ impl Around for Deadline {
             let within = call.within;
             let moved = match &call.payload {
                 Payload::Bytes(_) => None,
-                Payload::File(_, sent) => Some(Arc::clone(sent)),
+                Payload::Read(_, sent) => Some(Arc::clone(sent)),
             };
             let mut answer = rest(call);
             let mut before = 0;
@@ -266,7 +266,7 @@ mod tests {
         let silent = Deadline.around(nothing(), Box::new(|_| Box::pin(pending())));
         assert_eq!(silent.await.unwrap_err(), HubError::Deadline(super::super::ANSWER));
         let sent = Arc::new(std::sync::atomic::AtomicU64::new(0));
-        let upload = call(Payload::File(None, Arc::clone(&sent)));
+        let upload = call(Payload::Read(None, Arc::clone(&sent)));
         let moves = move |_: Call| {
             Box::pin(async move {
                 for _ in 0..10 {

@@ -1,16 +1,26 @@
 //! Output that is too large for its result goes up after it, as artifacts of the job that can be
 //! resumed. Ends of jobs come first: none of this is begun while one of them waits for the hub.
 
-use std::{fs::File, io, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::{self, SeekFrom},
+    os::unix::fs::FileExt as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use jtnt_proto::hub::OutputPart;
+use jtnt_proto::{bytes::Hash, hub::OutputPart};
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncSeekExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     core::Core,
     retry::{Retry, is_final, wanted},
-    runner::Flag,
-    upload::{Stopped, append, hash_of},
+    upload::{Stopped, append},
 };
 use crate::{
     domain::job::{Dropped, Entry},
@@ -18,6 +28,7 @@ use crate::{
     store::StoreError,
 };
 
+const CHUNK_BYTES: usize = 256 * 1024;
 /// How often what waits is looked for, though nobody said that there is something.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 
@@ -129,18 +140,79 @@ async fn send(
         Ok::<_, io::Error>((file, sha256))
     };
     let (file, sha256) = tokio::task::spawn_blocking(open).await.map_err(io::Error::other)??;
-    match append(hub, &entry.job_id, &part.name, &file, size).await {
+    let open = async move |offset| {
+        let mut file = tokio::fs::File::from_std(file);
+        file.set_max_buf_size(CHUNK_BYTES);
+        file.seek(SeekFrom::Start(offset)).await?;
+        Ok(file)
+    };
+    match append(hub, (&entry.job_id, &part.name), size, open).await {
         Ok(()) => {}
         // Where it stands will be asked the next time.
         Err(Stopped::Elsewhere) => {
             return Err(HubError::BadAnswer("it is at another place".to_owned()).into());
         }
         Err(Stopped::Hub(error)) => return Err(error.into()),
-        Err(Stopped::Ended(_)) => return Err(Unsent::Other),
+        Err(Stopped::Unread(error)) => return Err(error.into()),
+        Err(Stopped::TooMuch(_)) => return Err(Unsent::Other),
     }
     let state = hub.upload(&entry.job_id, &part.name, UploadPart::Finish { size, sha256 }).await?;
     if state.complete {
         return Ok(());
     }
     Err(HubError::BadAnswer("an upload that ended is not complete".to_owned()).into())
+}
+
+fn hash_of(file: &File, size: u64, stop: &AtomicBool) -> io::Result<Hash> {
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut at = 0;
+    while at < size {
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let n = file.read_at(&mut chunk, at)?;
+        let wanted = usize::try_from(size - at).unwrap_or(usize::MAX).min(n);
+        if wanted == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter"));
+        }
+        hasher.update(chunk.get(..wanted).unwrap_or_default());
+        at += wanted as u64;
+    }
+    Ok(Hash(hasher.finalize().into()))
+}
+
+/// Tells a thread that may block to end early.
+#[derive(Debug, Default)]
+struct Flag(Arc<AtomicBool>);
+
+impl Flag {
+    fn seen_by(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Drop for Flag {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn the_hash_is_of_the_first_size_bytes_and_a_shorter_file_is_noticed() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"content").unwrap();
+        let go = AtomicBool::new(false);
+        assert_eq!(hash_of(&file, 4, &go).unwrap(), Hash::of(b"cont"));
+        assert_eq!(hash_of(&file, 0, &go).unwrap(), Hash::of(b""));
+        let short = hash_of(&file, 8, &go).unwrap_err();
+        assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
+        let stopped = hash_of(&file, 4, &AtomicBool::new(true)).unwrap_err();
+        assert_eq!(stopped.kind(), io::ErrorKind::Interrupted);
+    }
 }

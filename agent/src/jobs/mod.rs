@@ -18,6 +18,7 @@ mod results;
 mod retry;
 mod runner;
 mod stream;
+mod transfer;
 mod upload;
 mod users;
 mod work;
@@ -232,7 +233,8 @@ impl Jobs {
 
 impl Work {
     /// Recovers what was under way, then takes, runs and reports jobs until `shutdown`. Programs go
-    /// on then, and transfers are ended; each is a task of its own, which the drain waits for.
+    /// on then, and transfers are cut short, to begin anew; each is a task of its own, which the
+    /// drain waits for.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { core, reports } = self;
         if let Err(error) = recovery::recover(&core).await {

@@ -17,11 +17,10 @@ use tokio::time::timeout;
 use super::{
     board::Item,
     core::Core,
-    download,
     permit::{self, Opened},
     results::{MAX_RESULT_BYTES, executed},
     runner::{self, Ended, verified},
-    work,
+    transfer, work,
 };
 use crate::{
     domain::{
@@ -31,7 +30,7 @@ use crate::{
     },
     platform::sweep,
     runtime::durable,
-    shim::{Exit, Left, Shim},
+    shim::{Exit, Left, Shim, Snag},
     store::StoreError,
 };
 
@@ -39,6 +38,8 @@ use crate::{
 const NEWEST: usize = 64;
 /// How long a shim without an agent may take to see that.
 const WORDLESS: Duration = Duration::from_secs(1);
+/// The same of a transfer, which may have to bring all that it has to the disk.
+const LINELESS: Duration = Duration::from_secs(10);
 
 /// Goes through what had not ended.
 pub(super) async fn recover(core: &Arc<Core>) -> Result<(), StoreError> {
@@ -72,13 +73,14 @@ fn wait_again(core: &Core, entry: Entry) {
 }
 
 async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
-    if entry.kind == "download" {
-        remove_part(core, &entry).await;
-    }
     if let Some(result) = stored(core, &entry) {
         return adopt(core, entry, &result).await;
     }
     let (found, kept) = look(core, &entry).await;
+    // Of these, nobody could.
+    if entry.kind == "download" && matches!(found, Found::Begun | Found::OtherBoot) {
+        remove_part(core, &entry).await;
+    }
     let idempotent = verified(core, &entry).is_ok_and(|(_, job)| job.get().idempotent);
     let step = recovery::step(found, idempotent, entry.attempt);
     tracing::info!(job_id = %entry.job_id, ?found, next = ?step, "a job was under way when the agent ended");
@@ -91,8 +93,11 @@ async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
         (Step::Start, _) => again(core, entry).await,
         (Step::Repeat, _) => {
             end_rest(core, &entry).await;
+            let before = work::attempt_of(core, &entry);
             entry.attempt += 1;
-            again(core, entry).await
+            again(core, entry).await?;
+            before.forget();
+            Ok(())
         }
         (Step::Interrupted, _) => {
             let message = "the machine went down while the job ran";
@@ -134,17 +139,17 @@ async fn look(core: &Core, entry: &Entry) -> (Found, Kept) {
             Left::Started
         })
     };
+    let ended = |exit: Box<Exit>| {
+        let cut = matches!(&exit.carried, Some(Err(why)) if why.fault == Snag::Cut);
+        (if cut { Found::Cut } else { Found::Ended }, Kept::Exit(exit))
+    };
     let process = entry.process.as_ref();
     if !process.is_some_and(|p| sweep::boot_id().is_ok_and(|now| now == p.boot_id)) {
         return match left() {
             // It ended before the machine did.
-            Left::Exit(exit) if program => (Found::Ended, Kept::Exit(exit)),
-            Left::Exit(_) | Left::Started | Left::Nothing => (Found::OtherBoot, Kept::Nothing),
+            Left::Exit(exit) => ended(exit),
+            Left::Started | Left::Nothing => (Found::OtherBoot, Kept::Nothing),
         };
-    }
-    // Transfers are done by the agent itself.
-    if !program {
-        return (Found::Begun, Kept::Nothing);
     }
     let shim = Shim::find(attempt.clone()).unwrap_or_else(|error| {
         tracing::error!(%error, job_id = %entry.job_id, "who keeps a job cannot be told");
@@ -153,13 +158,14 @@ async fn look(core: &Core, entry: &Entry) -> (Found, Kept) {
     let begun = left() != Left::Nothing;
     if let Some(shim) = shim {
         // One that waits for a word which no agent will give it ends by itself. One that had the
-        // word is about to begin.
-        if begun || timeout(WORDLESS, shim.ended()).await.is_err() {
+        // word is about to begin. A transfer ends by itself, for want of the other side.
+        let patience = if program { WORDLESS } else { LINELESS };
+        if (program && begun) || timeout(patience, shim.ended()).await.is_err() {
             return (Found::Kept, Kept::Shim(shim));
         }
     }
     match left() {
-        Left::Exit(exit) => (Found::Ended, Kept::Exit(exit)),
+        Left::Exit(exit) => ended(exit),
         Left::Started => (Found::Begun, Kept::Nothing),
         Left::Nothing => (Found::Nothing, Kept::Nothing),
     }
@@ -209,13 +215,11 @@ async fn end_rest(core: &Core, entry: &Entry) {
 async fn remove_part(core: &Core, entry: &Entry) {
     let Ok((keyring, job)) = verified(core, entry) else { return };
     let (gate, now, id) = (core.deps.gate.clone(), core.deps.time.now(), entry.job_id.clone());
-    let remove = move || {
-        if let Some(Opened::Destination(to)) = permit::ask(&gate, &keyring, job.get(), now).opened {
-            download::remove_part(&to, &id);
-        }
-    };
-    if let Err(error) = tokio::task::spawn_blocking(remove).await {
-        tracing::warn!(%error, job_id = %entry.job_id, "a half download stays behind");
+    let ask = move || permit::ask(&gate, &keyring, job.get(), now).opened;
+    match tokio::task::spawn_blocking(ask).await {
+        Ok(Some(Opened::Destination(to))) => transfer::clear(to, id).await,
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, job_id = %id, "a half download stays behind"),
     }
 }
 

@@ -1,10 +1,7 @@
 //! The life of one job from the queue to its end. Policy, keys and time are asked again right
 //! before the start; the journal and the audit log have it on disk before it begins.
 
-use std::{
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use jtnt_proto::{
     audit::Event,
@@ -17,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     board::{CalledOff, Grant, Item, Live},
     core::{self, Core},
-    download, permit,
+    permit,
     permit::Permit,
     refuse::Refusal,
-    stream, upload,
+    stream, transfer,
     users::{self, Identity},
     work::{self, Ready},
 };
@@ -35,7 +32,7 @@ use crate::{
     },
     platform::sweep::{self, Swept},
     runtime::tasks::Class,
-    shim::{Attempt, Shim},
+    shim::{Attempt, Shim, Snag},
     store::StoreError,
     trust::{Keyring, TrustError, Verified},
 };
@@ -97,9 +94,13 @@ impl Ended {
         }
     }
 
-    pub(super) fn stopped() -> Self {
-        let message = "the agent was stopped while the job ran, and ended it";
-        Self::because(Outcome::Interrupted, "AGENT_STOPPED", message)
+    /// A transfer whose other side went.
+    pub(super) fn cut() -> Self {
+        Self::failed(Snag::Cut.reason(), "it was cut short")
+    }
+
+    pub(super) fn is_cut(&self) -> bool {
+        self.reason == Some(Snag::Cut.reason())
     }
 
     pub(super) fn nothing_opened() -> Self {
@@ -254,7 +255,7 @@ async fn attempt(core: Arc<Core>, grant: Grant) -> Result<(), StoreError> {
         return Ok(());
     }
     if let (Some(asked), Some(path)) = (&context.watch, &permit.canonical)
-        && matches!(ready, Ready::Destination(_) | Ready::Source(_))
+        && matches!(ready, Ready::Transfer(_))
     {
         see(&context, Seen::of(asked.clone(), path.clone())).await;
     }
@@ -405,19 +406,12 @@ async fn perform(
     let began = clock.uptime();
     let ended = match (work, ready) {
         (_, Ready::Program(prepared)) => work::run(context, &mut entry, *prepared).await,
-        (Work::Download(asked), Ready::Destination(to)) => {
-            let transfer = download::run(context, &entry.job_id, asked, to);
-            Some(bounded(context, transfer).await)
-        }
-        (Work::Upload(asked), Ready::Source(from)) => {
-            let transfer = upload::run(context, &entry.job_id, asked, from);
-            Some(bounded(context, transfer).await)
-        }
+        (_, Ready::Transfer(load)) => transfer::run(context, &mut entry, work, *load).await,
         (_, Ready::Never(ended)) => Some(*ended),
         (_, Ready::Stopped) => None,
-        (_, Ready::Destination(_) | Ready::Source(_)) => Some(Ended::nothing_opened()),
     };
-    // Otherwise the agent stops: the job goes on, or has not begun, and the next start finds it.
+    // Otherwise the agent stops: a program goes on, and what has not begun or was cut short begins
+    // when the next start finds it.
     let Some(ended) = ended else { return Ok(()) };
     let took = clock.uptime().saturating_sub(began).as_millis();
     entry.duration_ms.get_or_insert(u64::try_from(took).unwrap_or(u64::MAX));
@@ -434,16 +428,6 @@ async fn finish(context: &Context, entry: Entry, ended: Ended) -> Result<(), Sto
     core.conclude(entry, ended.called_off(&by), by.caller).await?;
     context.attempt.forget();
     Ok(())
-}
-
-/// Ends a transfer at its timeout, by a cancel, or when the agent stops.
-async fn bounded(context: &Context, transfer: impl Future<Output = Ended>) -> Ended {
-    tokio::select! {
-        ended = transfer => ended,
-        () = tokio::time::sleep(context.timeout) => Ended::timed_out(context.timeout),
-        () = context.live.cancel.cancelled() => Ended::cancelled(),
-        () = context.stop.cancelled() => Ended::stopped(),
-    }
 }
 
 /// Before the end of a job is told, nothing runs as a user of its own: what has left the session is
@@ -466,22 +450,6 @@ async fn sweep(context: &Context, id: &JobId) {
             tracing::error!(job_id = %id, ended, "processes of a job do not end; its user id stays taken");
         }
         Err(error) => tracing::error!(%error, job_id = %id, "a job's user was not swept"),
-    }
-}
-
-/// Tells a thread that may block to end early.
-#[derive(Debug, Default)]
-pub(super) struct Flag(Arc<AtomicBool>);
-
-impl Flag {
-    pub(super) fn seen_by(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
-    }
-}
-
-impl Drop for Flag {
-    fn drop(&mut self) {
-        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 }
 

@@ -473,6 +473,7 @@ async fn after_a_crash_half_a_download_is_removed_where_the_policy_still_lets_it
             "dest": format!("{}/{id}/file", place.display()),
             "artifact": {"sha256": "ab".repeat(32), "size": 9}}});
         under_way(&desk, id, &job, here).await;
+        begun(&desk, id);
     }
     let desk = desk.again(&writes("open"));
     recovery::recover(&desk.core).await.unwrap();

@@ -14,15 +14,18 @@ use super::{
     permit::Opened,
     report::Report,
     runner::{Context, Ended},
+    transfer::{self, Load},
 };
 use crate::{
     domain::job::{Entry, Reject, State},
-    gate::{Destination, Program, Source},
+    gate::Program,
     platform::{
         process::{self, JOB_VARIABLE},
         sandbox::Plan,
     },
-    shim::{self, Attempt, Cause, Exit, Left, Order, Prepared, Secret, Shim, Stream, Unstarted},
+    shim::{
+        self, Attempt, Cause, Exit, Left, Order, Prepared, Secret, Shim, Stream, Things, Unstarted,
+    },
 };
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -39,8 +42,8 @@ const RECORD_AFTER: Duration = Duration::from_millis(25);
 pub(super) enum Ready {
     /// A program, or a script's interpreter, waits for its word.
     Program(Box<Prepared>),
-    Destination(Destination),
-    Source(Source),
+    /// So does whoever reads or writes a file.
+    Transfer(Box<Load>),
     /// It cannot begin.
     Never(Box<Ended>),
     /// The agent stops.
@@ -55,7 +58,7 @@ pub(super) async fn ready(context: &Arc<Context>, job: &Job, opened: Option<Open
     };
     match (&job.work, opened) {
         (Work::Exec(exec), Some(Opened::Program(program))) => {
-            let order = order(context, &program, (&exec.args, &exec.env, exec.cwd.as_deref()));
+            let order = told(context, &program, (&exec.args, &exec.env, exec.cwd.as_deref()));
             prepare(context, order, program, None, secrets).await
         }
         (Work::Script(script), Some(Opened::Program(program))) => {
@@ -68,21 +71,23 @@ pub(super) async fn ready(context: &Arc<Context>, job: &Job, opened: Option<Open
             let parts = (&script.args[..], &script.env, script.cwd.as_deref());
             match fetched {
                 Ok(copy) => {
-                    let order = order(context, &program, parts);
+                    let order = told(context, &program, parts);
                     prepare(context, order, program, Some(copy), secrets).await
                 }
                 Err(ended) => Ready::Never(Box::new(ended)),
             }
         }
-        (_, Some(Opened::Destination(to))) => Ready::Destination(to),
-        (_, Some(Opened::Source(from))) => Ready::Source(from),
-        (_, Some(Opened::Program(_)) | None) => Ready::Never(Box::new(Ended::nothing_opened())),
+        (Work::Download(asked), Some(Opened::Destination(to))) => {
+            transfer::into(context, asked, to).await
+        }
+        (Work::Upload(_), Some(Opened::Source(from))) => transfer::from(context, from).await,
+        _ => Ready::Never(Box::new(Ended::nothing_opened())),
     }
 }
 
 /// Fetches a script into memory that nobody can change.
 async fn fetch(context: &Arc<Context>, script: &Script) -> Result<File, Ended> {
-    let content = download::fetch(context, script.content).await?;
+    let content = download::fetch(&context.core, script.content).await?;
     process::sealed("jtnt-script", &content)
         .map_err(|e| Ended::failed("SCRIPT_COPY", format!("no memory for the script: {e}")))
 }
@@ -117,7 +122,13 @@ async fn prepare(
     let (named, files): (Vec<_>, Vec<_>) = secrets.into_iter().unzip();
     order.secrets = named;
     let prepared = tokio::task::spawn_blocking(move || {
-        let prepared = launcher.prepare(&order, &program, script.as_ref(), &files);
+        let things = Things {
+            copy: program.copy.as_ref(),
+            script: script.as_ref(),
+            secrets: &files,
+            ..Things::only(&program.file)
+        };
+        let prepared = launcher.prepare(&order, things);
         prepared.inspect_err(|_| attempt.forget())
     });
     match prepared.await {
@@ -129,23 +140,36 @@ async fn prepare(
     }
 }
 
-fn order(
+/// What a program is to be told.
+fn told(
     context: &Context,
     program: &Program,
     (args, env, cwd): (&[String], &BTreeMap<String, String>, Option<&str>),
 ) -> Order {
     Order {
-        attempt: context.attempt.clone(),
-        argv0: program.canonical.clone(),
         args: args.to_vec(),
         env: environment(context, env),
         cwd: cwd.unwrap_or("/").to_owned(),
+        watch: context.watch.clone(),
+        ..order(context, &program.canonical, &program.plan)
+    }
+}
+
+/// What holds for every job.
+pub(super) fn order(context: &Context, path: &str, plan: &Plan) -> Order {
+    Order {
+        attempt: context.attempt.clone(),
+        argv0: path.to_owned(),
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        cwd: "/".to_owned(),
         account: context.identity.account.clone(),
         file_bytes: context.limits.file_bytes,
-        plan: Plan { limits: context.limits, ..program.plan.clone() },
+        plan: Plan { limits: context.limits, ..plan.clone() },
         output_bytes: context.output_bytes,
         secrets: Vec::new(),
-        watch: context.watch.clone(),
+        watch: None,
+        transfer: None,
         timeout: context.timeout,
         grace: context.core.config.grace,
     }
@@ -318,6 +342,11 @@ pub(super) fn of_exit(
     entry.duration_ms = Some(u64::try_from(exit.duration.as_millis()).unwrap_or(u64::MAX));
     entry.stdout_bytes = exit.stdout.map_or(0, |kept| kept.total);
     entry.stderr_bytes = exit.stderr.map_or(0, |kept| kept.total);
+    // Whatever else came, the file is where it belongs then.
+    let told = exit.carried.filter(|told| told.is_ok() || exit.cause == Cause::Ended);
+    if let Some(told) = told {
+        return transfer::ended(told);
+    }
     let ended = match exit.cause {
         Cause::Ended if exit.out_of_memory && exit.code != Some(0) => {
             let message = "the kernel ended a process of it, since the job used more memory than \

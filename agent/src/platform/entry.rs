@@ -1,9 +1,8 @@
 //! What a new process does to itself between fork and exec, in two steps: everything that takes
 //! time or the rights of root comes first; then it waits for its word; then it becomes the job's
-//! user, is closed in, and executes.
+//! user, is closed in, and executes or does its errand.
 
 use std::{
-    convert::Infallible,
     ffi::CString,
     fs::File,
     io,
@@ -15,14 +14,16 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::{
     fs::{Mode, OFlags},
     io::{Errno, FdFlags},
-    process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit},
+    process::{
+        DumpableBehavior, Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit,
+    },
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
 
 use super::{
     account::{Account, with_rights_of},
     paths::{enter, reach},
-    process::{self, Hidden, Launch, LaunchError},
+    process::{self, Errand, Hidden, Launch, LaunchError},
     sandbox::{Room, Ticket, own_folder},
 };
 use crate::runtime::durable;
@@ -102,25 +103,38 @@ impl<'a> Entry<'a> {
         Ok(Self { launch, image: Image::new(launch, told)?, secrets })
     }
 
-    /// What the child does; returns only if it executes nothing, and has then said why.
-    pub(super) fn as_child(&self, wait: &OwnedFd, tell: &OwnedFd, streams: &[OwnedFd; 2]) {
-        let Err(failed) = self.enter(wait, tell, streams);
-        let mut said = vec![failed.at];
-        said.extend(failed.why.to_string().as_bytes());
-        let _nobody_else_to_tell = rustix::io::write(tell, &said);
+    /// What the child does; returns after its errand, or if it executes nothing and has said why.
+    pub(super) fn as_child(&self, wait: &OwnedFd, tell: OwnedFd, streams: &[OwnedFd; 2]) {
+        match self.enter(wait, &tell, streams) {
+            Ok((errand, file, deadline)) => {
+                // That it is closed tells that the errand has begun.
+                drop(tell);
+                // What executing a program would have closed.
+                process::close_all_but(&[vec![file.as_fd()], errand.open()].concat());
+                if deadline.lift().is_ok() {
+                    errand.run(&file);
+                }
+            }
+            Err(failed) => {
+                let mut said = vec![failed.at];
+                said.extend(failed.why.to_string().as_bytes());
+                let _nobody_else_to_tell = rustix::io::write(tell, &said);
+            }
+        }
     }
 
+    /// Returns only if there is an errand to be done, or nothing was executed.
     fn enter(
         &self,
         wait: &OwnedFd,
         tell: &OwnedFd,
         [stdout, stderr]: &[OwnedFd; 2],
-    ) -> Result<Infallible, Failed> {
+    ) -> Result<(&dyn Errand, File, Deadline), Failed> {
         dup2_stdout(stdout)?;
         dup2_stderr(stderr)?;
-        let Launch { plan, account, argv0, group, .. } = self.launch;
+        let Launch { plan, account, argv0, group, errand, .. } = self.launch;
         group.join()?;
-        let room = Room::enter(plan, argv0)?;
+        let room = Room::enter(plan, errand.is_none().then_some(argv0))?;
         // That of the job's view: by another it could change the machine's.
         dup2_stdin(File::open("/dev/null")?)?;
         // Only now: an older descriptor leads out of the view that the job shall have.
@@ -137,7 +151,7 @@ impl<'a> Entry<'a> {
         match rustix::io::retry_on_intr(|| rustix::io::read(wait, &mut word))? {
             // Whoever would look after it is gone.
             0 => Err(Errno::CANCELED.into()),
-            _ => self.execute(room, &program, &cwd),
+            _ => self.execute(room, program, &cwd),
         }
     }
 
@@ -166,7 +180,12 @@ impl<'a> Entry<'a> {
         Ok(())
     }
 
-    fn execute(&self, room: Room, program: &File, cwd: &OwnedFd) -> Result<Infallible, Failed> {
+    fn execute(
+        &self,
+        room: Room,
+        program: File,
+        cwd: &OwnedFd,
+    ) -> Result<(&dyn Errand, File, Deadline), Failed> {
         let Launch { account, file_bytes, keep, ends_with_parent, .. } = self.launch;
         rustix::process::setsid()?;
         if account.is_other() {
@@ -189,7 +208,7 @@ impl<'a> Entry<'a> {
         }
         let is_root = account.uid == 0;
         room.bound(is_root)?;
-        deadline()?;
+        let deadline = Deadline::set()?;
         if account.is_other() {
             become_user(account)?;
         }
@@ -201,7 +220,12 @@ impl<'a> Entry<'a> {
         }
         rustix::process::fchdir(cwd)?;
         let ticket = room.close()?;
-        Err(self.image.execute(program.as_fd(), ticket).into())
+        let Some(errand) = &self.launch.errand else {
+            return Err(self.image.execute(program.as_fd(), ticket).into());
+        };
+        // It has memory of whoever keeps the job.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        Ok((&**errand, program, deadline))
     }
 }
 
@@ -299,28 +323,46 @@ fn close_all_on_exec() {
 /// How long a new process may take to begin to execute. Whoever waits for that waits so long.
 const BEGIN_SECONDS: libc::time_t = 5;
 
-/// Ends this process unless it executes something soon: from the moment it has a job's user, other
-/// processes of that user may stop it, and a stopped process does nothing by itself. The timer is
-/// the kernel's, its signal reaches what is stopped, and exec removes it.
-#[expect(unsafe_code, reason = "there is no safe call for it")]
-pub(super) fn deadline() -> io::Result<()> {
-    // SAFETY: the structures are plain numbers for which zero is a value, and they outlive the
-    // calls, which keep nothing of them.
-    let (mut event, mut when): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };
-    event.sigev_notify = libc::SIGEV_SIGNAL;
-    event.sigev_signo = libc::SIGKILL;
-    when.it_value.tv_sec = BEGIN_SECONDS;
-    let mut timer: libc::c_int = 0;
-    // SAFETY: as above; the kernel writes the timer's number into `timer`. The library's call
-    // would allocate.
-    let made = unsafe {
-        libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
-    };
-    if made != 0 {
-        return Err(io::Error::last_os_error());
+/// Ends this process unless it executes something soon, or lifts this: from the moment it has a
+/// job's user, other processes of that user may stop it, and a stopped process does nothing by
+/// itself. The timer is the kernel's, its signal reaches what is stopped, and exec removes it.
+pub(super) struct Deadline(libc::c_int);
+
+impl Deadline {
+    #[expect(unsafe_code, reason = "there is no safe call for it")]
+    pub(super) fn set() -> io::Result<Self> {
+        // SAFETY: the structures are plain numbers for which zero is a value, and they outlive the
+        // calls, which keep nothing of them.
+        let (mut event, mut when): (libc::sigevent, libc::itimerspec) =
+            unsafe { std::mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_SIGNAL;
+        event.sigev_signo = libc::SIGKILL;
+        when.it_value.tv_sec = BEGIN_SECONDS;
+        let mut timer: libc::c_int = 0;
+        // SAFETY: as above; the kernel writes the timer's number into `timer`. The library's call
+        // would allocate.
+        let made = unsafe {
+            libc::syscall(
+                libc::SYS_timer_create,
+                libc::CLOCK_MONOTONIC,
+                &raw mut event,
+                &raw mut timer,
+            )
+        };
+        if made != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let none = std::ptr::null_mut::<libc::itimerspec>();
+        // SAFETY: as above.
+        let set =
+            unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const when, none) };
+        if set == 0 { Ok(Self(timer)) } else { Err(io::Error::last_os_error()) }
     }
-    let none = std::ptr::null_mut::<libc::itimerspec>();
-    // SAFETY: as above.
-    let set = unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const when, none) };
-    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+
+    #[expect(unsafe_code, reason = "there is no safe call for it")]
+    fn lift(self) -> io::Result<()> {
+        // SAFETY: the call takes the timer's number and touches no memory.
+        let lifted = unsafe { libc::syscall(libc::SYS_timer_delete, self.0) };
+        if lifted == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
 }

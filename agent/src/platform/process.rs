@@ -39,11 +39,22 @@ const MAX_FAULT_BYTES: u64 = 4096;
 /// Names the job in the environment of each of its processes.
 pub const JOB_VARIABLE: &str = "JTNT_JOB_ID";
 
+/// What a new process does by itself, as the job's user and closed in, where it executes nothing.
+pub trait Errand: std::fmt::Debug {
+    /// What it needs open beside the standard streams; all else is closed.
+    fn open(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Does it, to its end. `file` is [`Launch::program`] in the view that the process has.
+    fn run(&self, file: &File);
+}
+
 /// A process to start.
 #[derive(Debug)]
 pub struct Launch {
     /// The file that the policy was asked about. Its user must reach it by its path.
     pub program: File,
+    /// Instead of executing that.
+    pub errand: Option<Box<dyn Errand>>,
     /// A sealed copy of it, executed instead.
     pub copy: Option<File>,
     /// The file's path: the name it is told, and what commands show.
@@ -203,7 +214,7 @@ impl Payload {
                     // Or its own end would keep the pipe open on which it waits for the end of
                     // others.
                     drop(go);
-                    entry.as_child(&wait, &tell, &[stdout, stderr]);
+                    entry.as_child(&wait, tell, &[stdout, stderr]);
                     // SAFETY: no memory is touched, and no code of this process runs after it.
                     unsafe { libc::_exit(127) }
                 }
@@ -232,7 +243,7 @@ impl Payload {
         }
     }
 
-    /// Lets it begin, and waits until it executes its program.
+    /// Lets it begin, and waits until it executes its program or does its errand.
     ///
     /// # Errors
     /// When it does not.

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     super::{
-        entry::deadline,
+        entry::Deadline,
         sweep::{Stat, pid_of},
     },
     *,
@@ -20,6 +20,7 @@ const JOB: &str = "t-process";
 fn launch(path: &str, args: &[&str]) -> Launch {
     Launch {
         program: File::open(path).unwrap(),
+        errand: None,
         copy: None,
         argv0: std::fs::canonicalize(path).unwrap().to_str().unwrap().to_owned(),
         args: args.iter().map(|a| (*a).to_owned()).collect(),
@@ -179,7 +180,7 @@ fn what_is_stopped_before_it_begins_does_not_hold_its_starter() {
     // SAFETY: the hook makes system calls on plain numbers.
     unsafe {
         stopped.pre_exec(|| {
-            deadline()?;
+            let _soon = Deadline::set()?;
             kill_process(rustix::process::getpid(), Signal::STOP)?;
             Ok(())
         })

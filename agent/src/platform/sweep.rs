@@ -19,7 +19,7 @@ use rustix::{
     },
 };
 
-use super::{entry::deadline, process::JOB_VARIABLE};
+use super::{entry::Deadline, process::JOB_VARIABLE};
 use crate::domain::job::Process;
 
 /// How often what will not end is asked to. Each round waits for what it ended.
@@ -146,7 +146,7 @@ fn kill_as(uid: u32, nobody: u32) -> io::Result<()> {
     let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (gid, uid, nobody) = (Gid::from_raw(uid), Uid::from_raw(uid), Uid::from_raw(nobody));
     let kill = move || {
-        deadline()?;
+        let _soon = Deadline::set()?;
         setgroups(&[])?;
         setresgid(gid, gid, gid)?;
         setresuid(nobody, uid, nobody)?;

@@ -14,10 +14,9 @@ use std::{
 
 use jtnt_proto::policy::{Access, Children, Limits};
 
-use super::{Attempt, Cause, Exit, Launcher, Left, Order, Stream, output};
+use super::{Attempt, Cause, Exit, Launcher, Left, Order, Stream, Things, output};
 use crate::{
     domain::policy::{Area, Confinement, Shape},
-    gate::Program,
     platform::{
         account::Account,
         sandbox::{self, Plan},
@@ -423,16 +422,17 @@ impl Ground {
             cwd: "/".to_owned(),
             account,
             file_bytes: None,
-            plan: plan.clone(),
+            plan,
             output_bytes: 1 << 16,
             secrets: Vec::new(),
             watch: None,
+            transfer: None,
             timeout: Duration::from_secs(20),
             grace: Duration::from_millis(200),
         };
         let file = fs::File::open(&shell).unwrap();
-        let program = Program { file, copy: None, canonical: shell, plan };
-        let shim = Launcher::of_tests().prepare(&order, &program, None, &[]).unwrap().go().unwrap();
+        let launcher = Launcher::of_tests();
+        let shim = launcher.prepare(&order, Things::only(&file)).unwrap().go().unwrap();
         shim.ended().await.unwrap();
         let exit = match order.attempt.left().unwrap() {
             Left::Exit(exit) => *exit,

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     process::ExitCode,
@@ -13,8 +13,12 @@ use std::{
 };
 
 use super::{
+    carry::{Carrier, Report},
     launch::{DONE, GO, receive},
-    order::{Answer, Cause, Exit, Kept, MAX_ORDER_BYTES, Order, Unstarted, WITH_COPY, WITH_SCRIPT},
+    order::{
+        Answer, Carried, Cause, Exit, Kept, MAX_ORDER_BYTES, Order, Unstarted, WITH_COPY,
+        WITH_LINE, WITH_SCRIPT,
+    },
     output::{Sink, Stream},
     watcher::{self, Watcher},
 };
@@ -22,7 +26,7 @@ use crate::{
     domain::enforcement::Abilities,
     platform::{
         cgroup::Group,
-        process::{self, Hidden, Launch, Payload},
+        process::{self, Errand, Hidden, Launch, Payload},
         sandbox::{Plan, Room},
         space::Space,
         supervise::{Signals, Timer, any_of, is_ready},
@@ -59,7 +63,7 @@ pub fn as_process(mut args: impl Iterator<Item = OsString>) -> Option<ExitCode> 
 fn trial() -> ExitCode {
     let abilities = Abilities { namespaces: true, ..Abilities::default() };
     let plan = Plan { abilities, ..Plan::default() };
-    match Room::enter(&plan, "/") {
+    match Room::enter(&plan, Some("/")) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             let _nobody_else_to_tell = io::stderr().write_all(error.to_string().as_bytes());
@@ -110,6 +114,7 @@ struct Things {
     program: File,
     copy: Option<File>,
     script: Option<File>,
+    line: Option<UnixStream>,
     secrets: Vec<File>,
 }
 
@@ -144,14 +149,15 @@ fn accept(line: &UnixStream) -> io::Result<(Order, Things)> {
     let order = next(true)?.ok_or_else(malformed)?;
     let program = next(true)?.ok_or_else(malformed)?;
     let (copy, script) = (next(with & WITH_COPY != 0)?, next(with & WITH_SCRIPT != 0)?);
+    let line = next(with & WITH_LINE != 0)?.map(|line| UnixStream::from(OwnedFd::from(line)));
     let secrets: Vec<_> = fds.collect();
     let mut body = Vec::new();
     order.take(MAX_ORDER_BYTES).read_to_end(&mut body)?;
     let order: Order = serde_json::from_slice(&body)?;
-    if secrets.len() != order.secrets.len() {
+    if secrets.len() != order.secrets.len() || line.is_some() != order.transfer.is_some() {
         return Err(malformed());
     }
-    Ok((order, Things { program, copy, script, secrets }))
+    Ok((order, Things { program, copy, script, line, secrets }))
 }
 
 struct Keeper {
@@ -160,6 +166,8 @@ struct Keeper {
     payload: Payload,
     launch: Launch,
     signals: Signals,
+    /// Of a transfer.
+    report: Option<Report>,
     /// Of a monitored job.
     watcher: Option<io::Result<Watcher>>,
     /// Held to the end of this process.
@@ -180,12 +188,13 @@ impl Keeper {
         let name = format!("{}.{}", order.attempt.job_id(), std::process::id());
         let group = Group::make(&name, &order.plan.limits, order.plan.abilities.limits)
             .map_err(|e| system("control group", &e))?;
-        let launch = launch(&order, things, group, space.is_closed());
+        let (launch, report) = launch(&order, things, group, space.is_closed())
+            .map_err(|e| system("socket pair", &e))?;
         let payload = process::fork(&launch)?;
         let view = order.plan.abilities.namespaces.then(|| payload.id());
         let begun = |watcher: Watcher| watcher.begin(view).map(|()| watcher);
         let watcher = watcher.map(|started| started.and_then(begun));
-        Ok(Self { order, space, payload, launch, signals, watcher, _lock: lock })
+        Ok(Self { order, space, payload, launch, signals, report, watcher, _lock: lock })
     }
 
     /// Ends without having run anything.
@@ -204,6 +213,7 @@ impl Keeper {
         };
         self.space.kill();
         let end = self.payload.reap();
+        let carried = self.settle();
         let duration = SystemClock.uptime().saturating_sub(began);
         if !self.space.is_closed() {
             // Now, since all that this process forked is ended next.
@@ -213,21 +223,21 @@ impl Keeper {
             Err(error) if cause == Cause::Ended => Cause::Lost(error.to_string()),
             _ => cause,
         };
-        let [stdout, stderr] = streams.finish();
         let (code, signal, cause) = match end {
             Ok(exit) => (exit.code, exit.signal, cause),
             Err(error) => (None, None, Cause::Lost(error.to_string())),
         };
-        let (timeout, finished_at) = (self.order.timeout, SystemClock.now());
-        let out_of_memory = self.launch.group.ran_out_of_memory();
+        // Its process has nothing to say there.
+        let [stdout, stderr] = streams.finish().map(|kept| kept.filter(|_| self.report.is_none()));
         let exit = Exit {
             cause,
-            code,
+            code: code.filter(|_| self.report.is_none()),
             signal,
-            out_of_memory,
-            timeout,
-            finished_at,
+            out_of_memory: self.launch.group.ran_out_of_memory(),
+            timeout: self.order.timeout,
+            finished_at: SystemClock.now(),
             duration,
+            carried,
             stdout,
             stderr,
         };
@@ -241,6 +251,12 @@ impl Keeper {
         };
         let _nobody_may_listen = (&mut &*line).write_all(&word);
         left
+    }
+
+    /// Of a transfer that has ended: what its process had not the rights for.
+    fn settle(&self) -> Option<Carried> {
+        let (transfer, report) = self.order.transfer.as_ref().zip(self.report.as_ref())?;
+        report.settle(transfer, &self.launch.program, &self.order.account)
     }
 
     /// Stays with the program until it has ended or must be killed.
@@ -266,13 +282,24 @@ impl Keeper {
     }
 }
 
-fn launch(order: &Order, things: Things, group: Group, closed: bool) -> Launch {
-    let Things { program, copy, script, secrets } = things;
+fn launch(
+    order: &Order,
+    things: Things,
+    group: Group,
+    closed: bool,
+) -> io::Result<(Launch, Option<Report>)> {
+    let Things { program, copy, script, line, secrets } = things;
+    let carrier = order.transfer.clone().zip(line).map(|(what, line)| Carrier::new(what, line));
+    let (errand, report) = match carrier.transpose()? {
+        Some((carrier, report)) => (Some(Box::new(carrier) as Box<dyn Errand>), Some(report)),
+        None => (None, None),
+    };
     // The interpreter reads the script by its descriptor, so no folder of the agent's has to be
     // opened for the job's user.
     let by_descriptor = script.as_ref().map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()));
-    Launch {
+    let launch = Launch {
         program,
+        errand,
         copy,
         argv0: order.argv0.clone(),
         args: by_descriptor.into_iter().chain(order.args.iter().cloned()).collect(),
@@ -295,7 +322,8 @@ fn launch(order: &Order, things: Things, group: Group, closed: bool) -> Launch {
         group,
         // The first process of a namespace takes the others with it.
         ends_with_parent: !closed,
-    }
+    };
+    Ok((launch, report))
 }
 
 /// Both outputs of the program, on their way to their files.

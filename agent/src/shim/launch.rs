@@ -27,11 +27,10 @@ use rustix::{
 use super::{
     files::Attempt,
     keeper::{TRIAL, WORD},
-    order::{Answer, Exit, MAX_EXIT_BYTES, Order, Unstarted, WITH_COPY, WITH_SCRIPT},
+    order::{Answer, Exit, MAX_EXIT_BYTES, Order, Unstarted, WITH_COPY, WITH_LINE, WITH_SCRIPT},
 };
 use crate::{
     domain::job::Process,
-    gate::Program,
     platform::{
         process::sealed,
         watch::{Watched, readable},
@@ -47,7 +46,30 @@ pub(super) const GO: u8 = b'!';
 /// The shim's word that it has written down how it ended.
 pub(super) const DONE: u8 = b'.';
 /// Descriptors of one message.
-const MAX_FDS: usize = 4 + MAX_SECRETS;
+const MAX_FDS: usize = 5 + MAX_SECRETS;
+
+/// What goes with an order, open.
+#[derive(Debug, Clone, Copy)]
+pub struct Things<'a> {
+    /// The program, or what a transfer reads from or writes in.
+    pub file: &'a File,
+    /// To be executed instead.
+    pub copy: Option<&'a File>,
+    /// A script.
+    pub script: Option<&'a File>,
+    /// Where the bytes of a transfer go.
+    pub line: Option<&'a UnixStream>,
+    /// In the order of their names.
+    pub secrets: &'a [File],
+}
+
+impl<'a> Things<'a> {
+    /// This file, and nothing else.
+    #[must_use]
+    pub const fn only(file: &'a File) -> Self {
+        Self { file, copy: None, script: None, line: None, secrets: &[] }
+    }
+}
 
 /// Starts shims. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -111,22 +133,16 @@ impl Launcher {
     ///
     /// # Errors
     /// When the program cannot run; nothing of it is left then.
-    pub fn prepare(
-        &self,
-        order: &Order,
-        program: &Program,
-        script: Option<&File>,
-        secrets: &[File],
-    ) -> Result<Prepared, Unstarted> {
+    pub fn prepare(&self, order: &Order, things: Things<'_>) -> Result<Prepared, Unstarted> {
         let broken = |error| Unstarted::start(format!("no shim: {error}"));
         let (line, reused) = self.inner.shim().map_err(broken)?;
-        let mut answer = ask(&line, order, program, (script, secrets));
+        let mut answer = ask(&line, order, things);
         let mut line = line;
         if reused && answer.is_err() {
             // Its nursery has ended just now, for want of work.
             self.inner.lock().take();
             line = self.inner.shim().map_err(broken)?.0;
-            answer = ask(&line, order, program, (script, secrets));
+            answer = ask(&line, order, things);
         }
         match answer {
             Ok(Answer::Ready(pid)) => Ok(Prepared { pid, line, attempt: order.attempt.clone() }),
@@ -166,12 +182,12 @@ impl Inner {
         line.set_write_timeout(Some(READY_TIME))?;
         let mut nursery = self.lock();
         if let Some(there) = &*nursery
-            && send(there, 0, &[theirs.as_fd()]).is_ok()
+            && send(there, &[0], &[theirs.as_fd()]).is_ok()
         {
             return Ok((line, true));
         }
         let new = nursery.insert(self.start()?);
-        send(new, 0, &[theirs.as_fd()])?;
+        send(new, &[0], &[theirs.as_fd()])?;
         Ok((line, false))
     }
 
@@ -198,25 +214,22 @@ impl Inner {
 }
 
 /// Hands an order over, and waits for the answer.
-fn ask(
-    line: &UnixStream,
-    order: &Order,
-    program: &Program,
-    (script, secrets): (Option<&File>, &[File]),
-) -> io::Result<Answer> {
+fn ask(line: &UnixStream, order: &Order, things: Things<'_>) -> io::Result<Answer> {
     let body = sealed("jtnt-order", &serde_json::to_vec(order)?)?;
     let mut with = 0;
-    let mut fds = vec![body.as_fd(), program.file.as_fd()];
-    if let Some(copy) = &program.copy {
-        with |= WITH_COPY;
-        fds.push(copy.as_fd());
+    let mut fds = vec![body.as_fd(), things.file.as_fd()];
+    for (bit, fd) in [
+        (WITH_COPY, things.copy.map(File::as_fd)),
+        (WITH_SCRIPT, things.script.map(File::as_fd)),
+        (WITH_LINE, things.line.map(UnixStream::as_fd)),
+    ] {
+        if let Some(fd) = fd {
+            with |= bit;
+            fds.push(fd);
+        }
     }
-    if let Some(script) = script {
-        with |= WITH_SCRIPT;
-        fds.push(script.as_fd());
-    }
-    fds.extend(secrets.iter().map(File::as_fd));
-    send(line, with, &fds)?;
+    fds.extend(things.secrets.iter().map(File::as_fd));
+    send(line, &[with], &fds)?;
     let mut text = Vec::new();
     BufReader::new(line.take(MAX_EXIT_BYTES)).read_until(b'\n', &mut text)?;
     if text.is_empty() {
@@ -225,17 +238,18 @@ fn ask(
     Ok(serde_json::from_slice(&text)?)
 }
 
-fn send(line: &UnixStream, with: u8, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+/// Sends a few bytes, with descriptors.
+pub(super) fn send(line: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::other("too many descriptors"));
     }
-    sendmsg(line, &[IoSlice::new(&[with])], &mut control, SendFlags::NOSIGNAL)?;
-    Ok(())
+    let sent = sendmsg(line, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// The byte that came, and the descriptors with it.
+/// The first byte that came, and the descriptors with it.
 pub(super) fn receive(line: &UnixStream) -> io::Result<(u8, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -19,6 +19,8 @@
 //! of a job: lock held, it is kept; no marker, nothing ran; an exit, how it ended; a marker alone,
 //! nobody can tell.
 //!
+//! Of a transfer the payload is no program: see `carry`.
+//!
 //! Of a monitored job there is also  seen.N.json , what a process beside the shim saw it open.
 //!
 //! These files need not survive a power cut: the journal knows before which boot a job was to
@@ -26,19 +28,25 @@
 //! over is synced.
 
 mod capture;
+mod carry;
 mod files;
 mod keeper;
 mod launch;
 mod order;
 mod output;
+mod source;
 mod watcher;
 
 pub use self::{
     files::{Attempt, Left},
     keeper::{as_process, keep},
-    launch::{Launcher, Prepared, Shim, Trial},
-    order::{Cause, Exit, Kept, Order, Secret, Unstarted},
+    launch::{Launcher, Prepared, Shim, Things, Trial},
+    order::{
+        Carried, Cause, Exit, Fault, Kept, Order, Secret, Snag, Target, Transfer, Uncarried,
+        Unstarted,
+    },
     output::{Part, Stream, kept, output, read},
+    source::Source,
 };
 
 #[cfg(test)]

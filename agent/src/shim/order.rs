@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
-use jtnt_proto::bytes::Hash;
+use jtnt_proto::{bytes::Hash, job::Artifact};
 use serde::{Deserialize, Serialize};
 
 use super::files::Attempt;
@@ -20,12 +20,12 @@ pub(super) const MAX_EXIT_BYTES: u64 = 64 << 10;
 /// The most that what was seen of a job may measure: the request, and 4,096 files.
 pub(super) const MAX_SEEN_BYTES: u64 = 8 << 20;
 
-/// A program to run, to its end.
+/// A program to run, or a file to transfer, to the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// Which run of which job.
     pub attempt: Attempt,
-    /// The program's path, and the name it is told.
+    /// The program's path, and the name it is told; of a transfer, the path of its descriptor.
     pub argv0: String,
     /// Arguments after the name, and after the script where there is one.
     pub args: Vec<String>,
@@ -47,10 +47,94 @@ pub struct Order {
     /// What it asked, where it is to be watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watch: Option<Asked>,
+    /// What is to be transferred, where nothing is to be executed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
     /// When it is asked to end.
     pub timeout: Duration,
     /// How long after that it is killed.
     pub grace: Duration,
+}
+
+/// One file to transfer. Its bytes go over a line that comes with the order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transfer {
+    /// Into the folder that comes with the order.
+    Download(Target),
+    /// From the file that comes with the order.
+    Upload,
+}
+
+/// What a download makes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Its name until it is whole.
+    pub part: String,
+    /// Its name.
+    pub name: String,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its content.
+    pub artifact: Artifact,
+    /// Whether it goes to the agent's user, since its own has its number for this job only.
+    pub disown: bool,
+}
+
+/// What became of a transfer.
+pub type Carried = Result<Artifact, Uncarried>;
+
+/// Why a transfer did not come to its end. A download has left nothing behind then, unless it says
+/// so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Uncarried {
+    /// What kind of failure.
+    pub fault: Snag,
+    /// The same for people.
+    pub message: String,
+}
+
+/// Kinds of failure of a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Snag {
+    /// The agent went, or gave it up, before all was there.
+    Cut,
+    /// It is not what was promised.
+    Mismatch,
+    /// The file cannot be read.
+    Read,
+    /// Nor written.
+    Write,
+    /// It changed while it was read.
+    Changed,
+}
+
+impl Uncarried {
+    pub(super) fn new(fault: Snag, message: impl Into<String>) -> Self {
+        Self { fault, message: message.into() }
+    }
+
+    /// The stable reason.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        self.fault.reason()
+    }
+}
+
+impl Snag {
+    /// The stable reason.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Cut => "CUT_SHORT",
+            Self::Mismatch => "ARTIFACT_MISMATCH",
+            Self::Read => "READ_FAILED",
+            Self::Write => "WRITE_FAILED",
+            Self::Changed => "FILE_CHANGED",
+        }
+    }
 }
 
 /// How a program finds a secret. The secret itself is in a descriptor.
@@ -67,6 +151,7 @@ pub struct Secret {
 /// What an agent hands over with an order.
 pub(super) const WITH_COPY: u8 = 1;
 pub(super) const WITH_SCRIPT: u8 = 2;
+pub(super) const WITH_LINE: u8 = 4;
 
 /// The shim's word before the program may begin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,6 +255,9 @@ pub struct Exit {
     pub finished_at: Timestamp,
     /// From the "go" on, by a clock that does not jump.
     pub duration: Duration,
+    /// What became of a transfer, if it told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried: Option<Carried>,
     /// Standard output, if there was any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdout: Option<Kept>,

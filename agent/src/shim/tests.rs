@@ -6,7 +6,6 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    gate::Program,
     platform::{account::Account, process::sealed, sandbox::Plan},
     runtime::durable,
 };
@@ -38,6 +37,7 @@ impl Job {
             output_bytes: 1 << 20,
             secrets: Vec::new(),
             watch: None,
+            transfer: None,
             timeout: Duration::from_secs(60),
             grace: Duration::from_millis(200),
         };
@@ -45,10 +45,8 @@ impl Job {
     }
 
     fn prepare(&self, script: Option<&File>) -> Result<Prepared, Unstarted> {
-        let canonical = self.order.argv0.clone();
-        let program =
-            Program { file: self.program(), copy: None, canonical, plan: Plan::default() };
-        Launcher::of_tests().prepare(&self.order, &program, script, &[])
+        let program = self.program();
+        Launcher::of_tests().prepare(&self.order, Things { script, ..Things::only(&program) })
     }
 
     fn program(&self) -> File {
@@ -317,9 +315,8 @@ async fn a_nursery_that_has_ended_is_replaced() {
             attempt: Attempt::new(job.dir.path().join("job"), attempt),
             ..job.order.clone()
         };
-        let canonical = order.argv0.clone();
-        let program = Program { file: job.program(), copy: None, canonical, plan: Plan::default() };
-        let shim = launcher.prepare(&order, &program, None, &[]).unwrap().go().unwrap();
+        let program = job.program();
+        let shim = launcher.prepare(&order, Things::only(&program)).unwrap().go().unwrap();
         tokio::time::timeout(Duration::from_secs(20), shim.ended()).await.unwrap().unwrap();
         exit(order.attempt.left().unwrap());
         launcher.end_nursery(attempt == 1);

@@ -32,6 +32,14 @@ pub struct Confinement {
     pub ipc: bool,
 }
 
+impl Confinement {
+    /// This alone: to a process that starts no other, and reaches nothing of the machine's.
+    #[must_use]
+    pub fn to(area: Area) -> Self {
+        Self { open: vec![area], children: Children::None, ..Self::default() }
+    }
+}
+
 /// Open to every job: the system's programs with their loaders and libraries, and what those read.
 /// The places differ a little from system to system; what is not there is not opened.
 pub const SYSTEM: &[(&str, &[Access])] = &[
@@ -91,6 +99,18 @@ pub enum Shape {
 }
 
 impl Area {
+    /// One file.
+    #[must_use]
+    pub fn file(path: &str, access: Access) -> Self {
+        Self { path: path.to_owned(), shape: Shape::One, access: [access].into() }
+    }
+
+    /// A folder, with everything in it: a kernel knows no folder alone.
+    #[must_use]
+    pub fn folder(path: &str, access: Access) -> Self {
+        Self::tree(path, &[access])
+    }
+
     /// Everything at and below a path.
     fn tree(path: &str, access: &[Access]) -> Self {
         let access = access.iter().copied().collect();

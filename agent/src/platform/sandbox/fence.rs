@@ -29,7 +29,7 @@ impl Fence {
     pub(super) fn new(
         confinement: &Confinement,
         areas: &[Area],
-        program: &str,
+        program: Option<&str>,
         own_places: bool,
     ) -> io::Result<Self> {
         let broken = |e: landlock::RulesetError| at("Landlock")(io::Error::other(e));
@@ -43,20 +43,8 @@ impl Fence {
             .and_then(Ruleset::create)
             .map_err(broken)?;
         let (mut fence, closed) = (Self(rules), &confinement.closed);
-        let system = SYSTEM.iter().chain(if confinement.network { NETWORK } else { &[] });
-        for (path, access) in system {
-            let mut access: BTreeSet<_> = access.iter().copied().collect();
-            if confinement.children != Children::System {
-                access.remove(&Access::Execute);
-            }
-            fence.open_but(&linked(path), true, &access, closed)?;
-        }
-        let run = [Access::Read, Access::Execute].into();
-        fence.open(program, false, &run)?;
-        if confinement.children != Children::System {
-            for loader in loaders() {
-                fence.open(&loader, false, &run)?;
-            }
+        if let Some(program) = program {
+            fence.open_system(confinement, program)?;
         }
         for area in areas {
             fence.open_but(&area.path, area.shape == Shape::Tree, &area.access, closed)?;
@@ -73,7 +61,27 @@ impl Fence {
         Ok(fence)
     }
 
-    /// The same without what is closed. The kernel knows no deny inside of an allow, so what is
+    /// The program, and what every program needs.
+    fn open_system(&mut self, confinement: &Confinement, program: &str) -> io::Result<()> {
+        let system = SYSTEM.iter().chain(if confinement.network { NETWORK } else { &[] });
+        for (path, access) in system {
+            let mut access: BTreeSet<_> = access.iter().copied().collect();
+            if confinement.children != Children::System {
+                access.remove(&Access::Execute);
+            }
+            self.open_but(&linked(path), true, &access, &confinement.closed)?;
+        }
+        let run = [Access::Read, Access::Execute].into();
+        self.open(program, false, &run)?;
+        if confinement.children != Children::System {
+            for loader in loaders() {
+                self.open(&loader, false, &run)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a place but for what is closed. The kernel knows no deny inside of an allow, so what is
     /// around it is opened piece by piece, and the folders on the way are not: nothing can be
     /// made, moved or replaced there by which it would come to be open.
     fn open_but(

@@ -84,11 +84,12 @@ pub struct Room {
 pub struct Ticket(pub u64);
 
 impl Room {
-    /// First step: everything that needs the rights of root. `program` is what will be executed.
+    /// First step: everything that needs the rights of root. `program` is what will be executed; a
+    /// process that executes nothing needs nothing of the system's either.
     ///
     /// # Errors
     /// Naming what this machine did not do.
-    pub fn enter(plan: &Plan, program: &str) -> io::Result<Self> {
+    pub fn enter(plan: &Plan, program: Option<&str>) -> io::Result<Self> {
         let Plan { confinement, abilities, .. } = plan;
         // Patterns are for what is there before anything is hidden.
         let areas: Vec<Area> = confinement.open.iter().flat_map(glob::expand).collect();

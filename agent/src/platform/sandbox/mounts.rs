@@ -60,7 +60,7 @@ fn attributes(access: &BTreeSet<Access>) -> u64 {
 }
 
 /// Gives this process, alone in its mount namespace, the view that `plan` says.
-pub(super) fn arrange(plan: &Plan, areas: &[Area], program: &str) -> io::Result<()> {
+pub(super) fn arrange(plan: &Plan, areas: &[Area], program: Option<&str>) -> io::Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(|e| at("private mounts")(e.into()))?;
     let places = places(plan, areas, program);
@@ -96,13 +96,19 @@ pub(super) fn arrange(plan: &Plan, areas: &[Area], program: &str) -> io::Result<
 }
 
 /// Every open place with all that may be done there, by itself or by a tree that it is in.
-fn places(plan: &Plan, areas: &[Area], program: &str) -> BTreeMap<String, BTreeSet<Access>> {
+fn places(
+    plan: &Plan,
+    areas: &[Area],
+    program: Option<&str>,
+) -> BTreeMap<String, BTreeSet<Access>> {
     let mut alone: BTreeMap<String, BTreeSet<Access>> = BTreeMap::new();
     let mut trees = alone.clone();
-    for (path, access) in SYSTEM.iter().chain(network(plan)) {
-        trees.entry(linked(path)).or_default().extend(*access);
+    if let Some(program) = program {
+        for (path, access) in SYSTEM.iter().chain(network(plan)) {
+            trees.entry(linked(path)).or_default().extend(*access);
+        }
+        alone.entry(program.to_owned()).or_default().extend([Access::Read, Access::Execute]);
     }
-    alone.entry(program.to_owned()).or_default().extend([Access::Read, Access::Execute]);
     for area in areas {
         let these = if area.shape == Shape::Tree { &mut trees } else { &mut alone };
         these.entry(area.path.clone()).or_default().extend(&area.access);
