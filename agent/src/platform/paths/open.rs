@@ -1,20 +1,21 @@
 //! Opening, and what can be said of what was opened.
 
 use std::{
+    cell::OnceCell,
     fs::{self, File, Metadata},
-    io::{self, Read as _},
+    io,
     os::{
         fd::{AsRawFd as _, OwnedFd},
-        unix::{
-            ffi::OsStrExt as _,
-            fs::{FileTypeExt as _, MetadataExt as _},
-        },
+        unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, fgetxattr, fstatfs, openat, openat2},
+    fs::{
+        AtFlags, CWD, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, Stat, fgetxattr, fstat,
+        fstatfs, major, openat, openat2, statat,
+    },
     io::Errno,
 };
 
@@ -28,6 +29,11 @@ const SET_ID: u32 = 0o6000;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// Of a folder: who owns something in it is the one who may change its name.
 const STICKY: u32 = 0o1000;
+/// The way up, as far as it is looked at by one name.
+const UPS: &str = "../../../../../../../../../../../../../../../..";
+const MOST_UPS: usize = 16;
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS);
 /// Links on a way, and folders, that are looked at.
 const MAX_STEPS: usize = 4096;
 
@@ -39,6 +45,10 @@ pub struct Inode {
 }
 
 impl Inode {
+    const fn of_stat(stat: &Stat) -> Self {
+        Self { device: stat.st_dev, number: stat.st_ino }
+    }
+
     /// That of an open file.
     #[must_use]
     pub fn of(meta: &Metadata) -> Self {
@@ -51,6 +61,8 @@ impl Inode {
 pub struct Opened {
     /// An `O_PATH` descriptor: it pins the file and touches nothing.
     file: File,
+    /// The same to look into, once somebody did.
+    reader: OnceCell<File>,
     meta: Metadata,
     walk: Walk,
 }
@@ -94,10 +106,10 @@ impl Opened {
 
     fn open(path: &str, extra: OFlags) -> Result<Self, PathFault> {
         plain(path)?;
-        let file = pin(path, extra, ResolveFlags::NO_MAGICLINKS)?;
+        let (file, name) = pin(path, extra)?;
         let meta = regular(path, &file)?;
-        let walk = Walk::to(path, &file)?;
-        Ok(Self { file, meta, walk })
+        let walk = Walk::to(path, name, &file, &meta)?;
+        Ok(Self { file, reader: OnceCell::new(), meta, walk })
     }
 
     /// The path of the descriptor: absolute, normal, without links.
@@ -138,12 +150,20 @@ impl Opened {
     /// # Errors
     /// When it cannot be read.
     pub fn is_native(&self) -> Result<bool, PathFault> {
-        let mut head = Vec::with_capacity(ELF.len());
-        self.reader()?
-            .take(ELF.len() as u64)
-            .read_to_end(&mut head)
-            .map_err(|e| PathFault::from_io(self.canonical(), &e))?;
-        Ok(head == ELF)
+        let mut head = [0; ELF.len()];
+        let read = self.looked_into()?.read_at(&mut head, 0);
+        let read = read.map_err(|e| PathFault::from_io(self.canonical(), &e))?;
+        Ok(read == ELF.len() && head == ELF)
+    }
+
+    fn looked_into(&self) -> Result<&File, PathFault> {
+        match self.reader.get() {
+            Some(reader) => Ok(reader),
+            None => {
+                let reader = self.reader()?;
+                Ok(self.reader.get_or_init(|| reader))
+            }
+        }
     }
 
     /// Whether executing it gives other rights than its caller has: set-user-id, set-group-id, or
@@ -156,7 +176,7 @@ impl Opened {
             return Ok(true);
         }
         let mut value = [0_u8; 64];
-        match fgetxattr(self.reader()?, "security.capability", &mut value[..]) {
+        match fgetxattr(self.looked_into()?, "security.capability", &mut value[..]) {
             Ok(_) | Err(Errno::RANGE) => Ok(true),
             Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
             Err(e) => Err(PathFault::from_errno(self.canonical(), e)),
@@ -188,8 +208,9 @@ impl Place {
         let dir = openat2(CWD, folder, flags, Mode::empty(), resolve)
             .map(File::from)
             .map_err(|e| PathFault::from_errno(folder, e))?;
-        refuse_proc(path, &dir)?;
-        let mut walk = Walk::to(folder, &dir)?;
+        let meta = dir.metadata().map_err(|e| PathFault::from_io(folder, &e))?;
+        refuse_proc(path, &dir, &meta)?;
+        let mut walk = Walk::to(folder, Name::Own, &dir, &meta)?;
         let old =
             openat(&dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
         let links = match old.map(File::from) {
@@ -197,7 +218,7 @@ impl Place {
             Err(e) => return Err(PathFault::from_errno(path, e)),
             Ok(file) => {
                 let meta = regular(path, &file)?;
-                walk.step(&meta);
+                walk.step(meta.uid(), meta.mode(), Inode::of(&meta));
                 meta.nlink()
             }
         };
@@ -235,38 +256,62 @@ impl Place {
 }
 
 impl Walk {
-    /// Goes from `/` to the name that the kernel has for `file`, link by no link, and makes sure
-    /// that it arrives at `file`.
-    fn to(path: &str, file: &File) -> Result<Self, PathFault> {
-        let named = fs::read_link(by_descriptor(file)).map_err(|e| PathFault::from_io(path, &e))?;
-        let canonical = std::str::from_utf8(named.as_os_str().as_bytes())
-            .map_err(|_not_utf8| PathFault::NotText(path.to_owned()))?
-            .to_owned();
-        let moved = || PathFault::Moved(path.to_owned());
+    /// Goes up from the folder of `file`, by its canonical name reached link by no link, and makes
+    /// sure that `file` is in it. Who may move one of these folders may write the one above, so no
+    /// way up looks closed that was not.
+    fn to(path: &str, name: Name, file: &File, meta: &Metadata) -> Result<Self, PathFault> {
+        let canonical = match name {
+            Name::Own => path.to_owned(),
+            Name::Other => name_of(path, file)?,
+        };
+        let moved = |_gone| PathFault::Moved(path.to_owned());
         // A file that was removed, or lies outside the root, has a name that is no path.
-        plain(&canonical).map_err(|_no_path| moved())?;
-        let mut at = File::open("/").map_err(|e| PathFault::from_io("/", &e))?;
-        let mut walk = Self { canonical, guarded: true, inodes: Vec::new() };
-        let meta = |f: &File| f.metadata().map_err(|e| PathFault::from_io(path, &e));
-        walk.step(&meta(&at)?);
-        let parts: Vec<_> =
-            walk.canonical.split('/').filter(|p| !p.is_empty()).map(str::to_owned).collect();
-        for part in parts {
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            at =
-                openat(&at, part, flags, Mode::empty()).map(File::from).map_err(|_gone| moved())?;
-            walk.step(&meta(&at)?);
+        plain(&canonical).map_err(|_no_path| moved(Errno::NOENT))?;
+        let mut walk = Self { canonical: canonical.clone(), guarded: true, inodes: Vec::new() };
+        walk.step(meta.uid(), meta.mode(), Inode::of(meta));
+        let (folder, name) = match canonical.rsplit_once('/') {
+            Some((_, "")) | None => return Ok(walk),
+            Some(("", name)) => ("/", name),
+            Some(split) => split,
+        };
+        let mut at = openat2(CWD, folder, FOLDER, Mode::empty(), NO_LINKS).map_err(moved)?;
+        let there = statat(&at, name, AtFlags::SYMLINK_NOFOLLOW).map_err(moved)?;
+        if Inode::of_stat(&there) != Inode::of(meta) {
+            return Err(moved(Errno::NOENT));
         }
-        if walk.inodes.last() != Some(&Inode::of(&meta(file)?)) {
-            return Err(moved());
+        walk.look_at(&fstat(&at).map_err(moved)?);
+        let mut ups = 0;
+        for _ in folder.split('/').filter(|part| !part.is_empty()) {
+            if ups == MOST_UPS {
+                at = openat(&at, up(ups), FOLDER, Mode::empty()).map_err(moved)?;
+                ups = 0;
+            }
+            ups += 1;
+            walk.look_at(&statat(&at, up(ups), AtFlags::SYMLINK_NOFOLLOW).map_err(moved)?);
         }
         Ok(walk)
     }
 
-    fn step(&mut self, meta: &Metadata) {
-        self.guarded &= meta.uid() == 0 && meta.mode() & WRITABLE_BY_OTHERS == 0;
-        self.inodes.push(Inode::of(meta));
+    fn look_at(&mut self, stat: &Stat) {
+        self.step(stat.st_uid, stat.st_mode, Inode::of_stat(stat));
     }
+
+    fn step(&mut self, owner: u32, mode: u32, inode: Inode) {
+        self.guarded &= owner == 0 && mode & WRITABLE_BY_OTHERS == 0;
+        self.inodes.push(inode);
+    }
+}
+
+/// The kernel's name for it.
+fn name_of(path: &str, file: &File) -> Result<String, PathFault> {
+    let named = fs::read_link(by_descriptor(file)).map_err(|e| PathFault::from_io(path, &e))?;
+    let text = named.into_os_string().into_string();
+    text.map_err(|_not_utf8| PathFault::NotText(path.to_owned()))
+}
+
+/// `levels` folders above.
+fn up(levels: usize) -> &'static str {
+    UPS.get(..levels * 3 - 1).unwrap_or(UPS)
 }
 
 /// Where a rule's path leads once its links are followed, as far as something is there. Rules
@@ -278,8 +323,10 @@ pub fn resolve(path: &Path) -> String {
     if !links_are_own(path) {
         return text;
     }
-    let led = pin(&text, OFlags::empty(), ResolveFlags::NO_MAGICLINKS)
-        .and_then(|file| Walk::to(&text, &file));
+    let led = pin(&text, OFlags::empty()).and_then(|(file, name)| {
+        let meta = file.metadata().map_err(|e| PathFault::from_io(&text, &e))?;
+        Walk::to(&text, name, &file, &meta)
+    });
     let of_parent = || {
         let (parent, name) = (path.parent()?, path.file_name()?.to_str()?);
         let parent = resolve(parent);
@@ -338,17 +385,29 @@ fn plain(path: &str) -> Result<(), PathFault> {
     Ok(())
 }
 
+/// Whether a path is the canonical name of what it led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    Own,
+    Other,
+}
+
 /// Opens without reading, writing or waking anything: pipes and devices are only looked at.
-fn pin(path: &str, extra: OFlags, resolve: ResolveFlags) -> Result<File, PathFault> {
+fn pin(path: &str, extra: OFlags) -> Result<(File, Name), PathFault> {
     let flags = OFlags::PATH | OFlags::CLOEXEC | extra;
-    openat2(CWD, path, flags, Mode::empty(), resolve)
-        .map(File::from)
-        .map_err(|e| PathFault::from_errno(path, e))
+    let open = |resolve| openat2(CWD, path, flags, Mode::empty(), resolve).map(File::from);
+    match open(NO_LINKS) {
+        Ok(file) => Ok((file, Name::Own)),
+        Err(Errno::LOOP) => open(ResolveFlags::NO_MAGICLINKS)
+            .map(|file| (file, Name::Other))
+            .map_err(|e| PathFault::from_errno(path, e)),
+        Err(e) => Err(PathFault::from_errno(path, e)),
+    }
 }
 
 fn regular(path: &str, file: &File) -> Result<Metadata, PathFault> {
-    refuse_proc(path, file)?;
     let meta = file.metadata().map_err(|e| PathFault::from_io(path, &e))?;
+    refuse_proc(path, file, &meta)?;
     let kind = meta.file_type();
     if kind.is_file() {
         Ok(meta)
@@ -365,7 +424,11 @@ fn regular(path: &str, file: &File) -> Result<Metadata, PathFault> {
     }
 }
 
-fn refuse_proc(path: &str, file: &File) -> Result<(), PathFault> {
+fn refuse_proc(path: &str, file: &File, meta: &Metadata) -> Result<(), PathFault> {
+    // It has no device, so most files need not be asked.
+    if major(meta.dev()) != 0 {
+        return Ok(());
+    }
     let system = fstatfs(file).map_err(|e| PathFault::from_errno(path, e))?;
     if system.f_type == PROC_SUPER_MAGIC {
         return Err(PathFault::Proc(path.to_owned()));

@@ -234,7 +234,7 @@ fn a_place_is_an_open_folder_and_a_name() {
     assert_eq!(Place::open(&folder.path("no/new")).unwrap_err().reason(), "PATH_MISSING");
     let opened = Opened::source(&folder.file("old")).unwrap();
     let over = Place::open(&folder.path("old")).unwrap();
-    assert_eq!(over.inodes().last(), opened.inodes().last());
+    assert_eq!(over.inodes().last(), opened.inodes().first());
 }
 
 #[test]
@@ -292,4 +292,26 @@ fn a_lease_makes_nobody_wait() {
     holder.wait().unwrap();
     assert_eq!(held, Err("PATH_BUSY"));
     assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn every_folder_above_is_looked_at_however_many_there_are() {
+    let folder = Folder::new();
+    let mut path = PathBuf::from(folder.path("deep"));
+    (0..40).for_each(|level| path.push(level.to_string()));
+    fs::create_dir_all(&path).unwrap();
+    let file = path.join("file");
+    crate::runtime::durable::replace(&file, b"content", 0o644).unwrap();
+    let opened = Opened::source(file.to_str().unwrap()).unwrap();
+    for above in file.ancestors() {
+        let inode = Inode::of(&fs::metadata(above).unwrap());
+        assert!(opened.inodes().contains(&inode), "{}", above.display());
+    }
+    assert_eq!(opened.inodes().len(), file.ancestors().count());
+    // One that others may write, wherever it is, leaves nothing below it guarded.
+    let program = |mode| {
+        fs::set_permissions(folder.path("deep/0/1"), fs::Permissions::from_mode(mode)).unwrap();
+        Opened::source(file.to_str().unwrap()).unwrap().guarded()
+    };
+    assert!(!program(0o777));
 }
