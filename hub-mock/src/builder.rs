@@ -10,10 +10,10 @@ use std::{
 
 use jtnt_proto::{envelope::Envelope, json};
 use tempfile::TempDir;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    authorities::Authorities,
     control,
     durable::{self, Access},
     error::{HubError, random},
@@ -21,11 +21,9 @@ use crate::{
     hub::{Core, Settings, Shared},
     journal,
     operator::{self, Operator},
-    pki::Authority,
     routes,
     server::{self, Side},
     state::State,
-    tls,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -143,18 +141,16 @@ impl Builder {
         }
         durable::private_dir(&dir).map_err(HubError::file(&dir))?;
         let lock = lock(&dir)?;
-        let authority = Authority::open_or_create(&dir)?;
+        let authorities = Authorities::open(dir.clone(), self.names.clone())?;
         let (state, journal) = journal::open(&dir)?;
-        let first = first_root(&dir, &authority, &state)?;
-        let identity = authority.server(&self.names)?;
-        let acceptor = TlsAcceptor::from(tls::server_config(authority.der(), identity)?);
+        let first = first_root(&dir, &authorities, &state)?;
         let agents = server::bind(self.listen).await?;
         let control = server::bind(self.control).await?;
         let at = |l: &tokio::net::TcpListener| l.local_addr().map_err(HubError::file(&dir));
         let (agents_addr, control_addr) = (at(&agents)?, at(&control)?);
 
         let settings = Settings { dir: dir.clone(), ..self.settings.clone() };
-        let core: Shared = Arc::new(Core::new(settings, authority, (state, journal, lock)));
+        let core: Shared = Arc::new(Core::new(settings, authorities, (state, journal, lock)));
         if let Some(envelope) = first {
             core.publish_root(envelope).await?;
         }
@@ -162,7 +158,7 @@ impl Builder {
         write(&dir.join("control.addr"), control_addr.to_string().as_bytes(), Access::Public)?;
 
         let tasks = TaskTracker::new();
-        let app = (Side::Agents(acceptor), routes::router(Arc::clone(&core)));
+        let app = (Side::Agents, routes::router(Arc::clone(&core)));
         tasks.spawn(server::accept(Arc::clone(&core), agents, app, tasks.clone()));
         let app = (Side::Control, control::router(Arc::clone(&core), token));
         tasks.spawn(server::accept(Arc::clone(&core), control, app, tasks.clone()));
@@ -175,7 +171,7 @@ impl Builder {
 /// operator's folder, and it makes it.
 fn first_root(
     dir: &Path,
-    authority: &Authority,
+    authorities: &Authorities,
     state: &State,
 ) -> Result<Option<Envelope>, HubError> {
     if !state.roots.is_empty() {
@@ -190,7 +186,8 @@ fn first_root(
     let witness =
         if witness.exists() { operator::read_key(&witness)? } else { operator::new_key(&witness)? };
     let witness = jtnt_proto::key::PublicKey::of(&witness);
-    let (_, envelope) = Operator::create(dir, authority.der(), witness)?;
+    let named = authorities.views().into_iter().map(|ca| ca.certificate).collect();
+    let (_, envelope) = Operator::create(dir, named, witness)?;
     operator::write_root(dir, &envelope)?;
     Ok(Some(envelope))
 }

@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,6 +12,7 @@ use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    authorities::{AuthorityView, Step},
     builder::Builder,
     durable::{self, Access},
     error::HubError,
@@ -242,6 +244,21 @@ impl Handle {
         self.core.record(&mut self.core.lock(), Event::OldCertificatesSet { rule });
     }
 
+    /// The certificate authorities that count.
+    #[must_use]
+    pub fn authorities(&self) -> Vec<AuthorityView> {
+        self.core.authorities.views()
+    }
+
+    /// Goes a step on from one authority to the next. The root that names them is the operator's to
+    /// sign: [`Operator::root_naming`].
+    ///
+    /// # Errors
+    /// When there is nothing to go on with, or a file cannot be written.
+    pub async fn turn_authorities(&self, step: Step) -> Result<(), HubError> {
+        turn(&self.core, step).await
+    }
+
     /// Whether heartbeats ask `agent_id` to renew its certificate.
     pub fn hint_renewal(&self, agent_id: &str, renew: bool) {
         self.core.hint_renewal(agent_id, renew);
@@ -280,6 +297,18 @@ impl Drop for Handle {
 }
 
 /// Judges all certificates of an agent.
+/// Goes a step on with the authorities.
+pub(crate) async fn turn(core: &Shared, step: Step) -> Result<(), HubError> {
+    let own = Arc::clone(core);
+    let turned = tokio::task::spawn_blocking(move || own.authorities.go(step)).await;
+    turned.map_err(|e| HubError::damaged("authorities", e))??;
+    if step == Step::Switch {
+        let agents: Vec<_> = core.lock().state.agents.keys().cloned().collect();
+        agents.iter().for_each(|agent| core.hint_renewal(agent, true));
+    }
+    Ok(())
+}
+
 pub(crate) async fn judge(core: &Core, id: &str, standing: Standing) -> Result<(), HubError> {
     let seq = {
         let mut inner = core.lock();

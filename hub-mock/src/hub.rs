@@ -19,11 +19,11 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    authorities::Authorities,
     clock,
     error::{HubError, random},
     faults::Faults,
     journal::{Journal, Seq},
-    pki::Authority,
     record::Recorder,
     routes::{streams::Streams, uploads::Uploads},
     state::{Agent, Event, Job, State},
@@ -48,7 +48,7 @@ pub(crate) struct Settings {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) settings: Settings,
-    pub(crate) authority: Authority,
+    pub(crate) authorities: Authorities,
     pub(crate) faults: Faults,
     pub(crate) recorder: Recorder,
     pub(crate) uploads: Uploads,
@@ -96,12 +96,12 @@ impl Default for Live {
 impl Core {
     pub(crate) fn new(
         settings: Settings,
-        authority: Authority,
+        authorities: Authorities,
         (state, journal, lock): (State, Journal, File),
     ) -> Self {
         Self {
             settings,
-            authority,
+            authorities,
             faults: Faults::new(),
             recorder: Recorder::new(),
             uploads: Uploads::default(),

@@ -19,6 +19,7 @@
 //! # Ok(()) }
 //! ```
 
+mod authorities;
 mod builder;
 pub mod cli;
 mod clock;
@@ -39,6 +40,7 @@ mod tls;
 mod view;
 
 pub use crate::{
+    authorities::{AuthorityView, Step},
     builder::Builder,
     error::HubError,
     faults::{Fault, Kind, Route},

@@ -93,7 +93,7 @@ impl Operator {
     /// Makes the keys and the first root. Used once in the life of a hub folder.
     pub(crate) fn create(
         hub: &Path,
-        ca: &[u8],
+        hub_ca: Vec<Base64>,
         witness: PublicKey,
     ) -> Result<(Self, Envelope), HubError> {
         let folder = hub.join("operator");
@@ -118,7 +118,7 @@ impl Operator {
                 script: one(public(Role::Script)),
                 witness: one(witness),
             },
-            hub_ca: vec![Base64(ca.to_vec())],
+            hub_ca,
             max_policy_days: None,
         };
         let operator = Self { folder, root, keys };
@@ -255,9 +255,6 @@ impl Operator {
     /// When there is no randomness.
     pub fn next_root(&self, roles: &[Role]) -> Result<NextRoot, HubError> {
         let mut root = self.root.clone();
-        root.version += 1;
-        root.issued_at = clock::now();
-        root.expires_at = clock::after(ROOT_LIFE);
         let mut keys = BTreeMap::new();
         for role in roles {
             let key = SigningKey::from_bytes(&random()?);
@@ -275,6 +272,25 @@ impl Operator {
             root.keys.insert(public.id(), public);
             keys.insert(*role, key);
         }
+        self.sign_next(root, keys)
+    }
+
+    /// The next root with the same keys, which names these authorities and no others.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn root_naming(&self, hub_ca: Vec<Base64>) -> Result<NextRoot, HubError> {
+        self.sign_next(Root { hub_ca, ..self.root.clone() }, BTreeMap::new())
+    }
+
+    fn sign_next(
+        &self,
+        mut root: Root,
+        keys: BTreeMap<Role, SigningKey>,
+    ) -> Result<NextRoot, HubError> {
+        root.version += 1;
+        root.issued_at = clock::now();
+        root.expires_at = clock::after(ROOT_LIFE);
         let mut signers: Vec<&SigningKey> = self.keys.get(&Role::Root).into_iter().collect();
         signers.extend(keys.get(&Role::Root));
         let payload = serde_json::to_vec(&root).map_err(|e| HubError::damaged("root", e))?;

@@ -1,4 +1,4 @@
-//! The hub's certificate authority: one P-256 key that names the server to the agents and the
+//! A certificate authority of the hub: one P-256 key that names the server to the agents and the
 //! agents to the server.
 
 use std::{fs, net::IpAddr, path::Path, time::Duration};
@@ -53,12 +53,12 @@ pub(crate) enum CsrFault {
 }
 
 impl Authority {
-    /// Reads `ca.crt` and `ca.key` of `dir`, or makes them.
-    pub(crate) fn open_or_create(dir: &Path) -> Result<Self, HubError> {
-        let (crt, key) = (dir.join("ca.crt"), dir.join("ca.key"));
+    /// Reads `STEM.crt` and `STEM.key` of `dir`, or makes them.
+    pub(crate) fn open_or_create(dir: &Path, stem: &str) -> Result<Self, HubError> {
+        let (crt, key) = (dir.join(format!("{stem}.crt")), dir.join(format!("{stem}.key")));
         if !key.exists() {
             let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-            let pem = ca_params()?.self_signed(&pair)?.pem();
+            let pem = ca_params(stem)?.self_signed(&pair)?.pem();
             // The certificate first: a key without one would be taken for a whole authority.
             durable::replace(&crt, pem.as_bytes(), Access::Public).map_err(HubError::file(&crt))?;
             durable::replace(&key, pair.serialize_pem().as_bytes(), Access::Private)
@@ -68,7 +68,7 @@ impl Authority {
         let pair = fs::read_to_string(&key).map_err(HubError::file(&key))?;
         let issuer = Issuer::from_ca_cert_pem(&pem, KeyPair::from_pem(&pair)?)?;
         let der = CertificateDer::from_pem_slice(pem.as_bytes())
-            .map_err(|e| HubError::damaged("ca.crt", e))?;
+            .map_err(|e| HubError::damaged(format!("{stem}.crt"), e))?;
         Ok(Self { issuer, pem, der })
     }
 
@@ -142,8 +142,10 @@ impl Authority {
     }
 }
 
-fn ca_params() -> Result<CertificateParams, HubError> {
-    let mut params = leaf("JTNT mock hub CA", clock::now(), CA_LIFE)?;
+fn ca_params(stem: &str) -> Result<CertificateParams, HubError> {
+    // Names of their own: a chain is found by them.
+    let name = format!("JTNT mock hub {}", stem.to_uppercase());
+    let mut params = leaf(&name, clock::now(), CA_LIFE)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.use_authority_key_identifier_extension = false;

@@ -32,7 +32,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub(crate) enum Side {
     /// Agents, over TLS.
-    Agents(TlsAcceptor),
+    Agents,
     /// The operator, over loopback.
     Control,
 }
@@ -58,7 +58,7 @@ pub(crate) async fn accept(
         };
         match accepted {
             Ok((stream, _)) => {
-                if matches!(side, Side::Agents(_)) && core.faults.take_refusal() {
+                if matches!(side, Side::Agents) && core.faults.take_refusal() {
                     continue;
                 }
                 let (core, side, app) = (Arc::clone(&core), side.clone(), app.clone());
@@ -84,15 +84,18 @@ async fn connection(
     }
     match side {
         Side::Control => serve(&core, stream, app, None).await,
-        Side::Agents(tls) => match timeout(HANDSHAKE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => {
-                let chain = stream.get_ref().1.peer_certificates();
-                let peer = chain.and_then(|c| c.first()).and_then(Peer::of);
-                serve(&core, stream, app, peer).await;
+        Side::Agents => {
+            match timeout(HANDSHAKE, TlsAcceptor::from(core.authorities.tls()).accept(stream)).await
+            {
+                Ok(Ok(stream)) => {
+                    let chain = stream.get_ref().1.peer_certificates();
+                    let peer = chain.and_then(|c| c.first()).and_then(Peer::of);
+                    serve(&core, stream, app, peer).await;
+                }
+                Ok(Err(e)) => tracing::debug!("TLS handshake: {e}"),
+                Err(e) => tracing::debug!("TLS handshake: {e}"),
             }
-            Ok(Err(e)) => tracing::debug!("TLS handshake: {e}"),
-            Err(e) => tracing::debug!("TLS handshake: {e}"),
-        },
+        }
     }
     drop(place);
 }

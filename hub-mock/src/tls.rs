@@ -52,14 +52,17 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// The server's side.
+/// The server's side: `clients` are the authorities of agents, `ca` is its own.
 pub(crate) fn server_config(
+    clients: &[CertificateDer<'static>],
     ca: &CertificateDer<'static>,
     (certificate, key): (CertificateDer<'static>, PrivateKeyDer<'static>),
 ) -> Result<Arc<ServerConfig>, HubError> {
     let said = |e: &dyn std::fmt::Display| HubError::Tls(e.to_string());
     let mut roots = RootCertStore::empty();
-    roots.add(ca.clone()).map_err(|e| said(&e))?;
+    for client in clients {
+        roots.add(client.clone()).map_err(|e| said(&e))?;
+    }
     let provider = provider();
     let strict =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))

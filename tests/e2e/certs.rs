@@ -191,3 +191,112 @@ async fn a_certificate_that_the_hub_calls_expired_is_renewed_by_its_holder() {
     assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
     agent.stop().await.unwrap();
 }
+
+/// Has the root name all authorities that count, or only the one that issues.
+async fn name_authorities(site: &Site, all: bool) {
+    let mut operator = site.operator();
+    let named = site.hub.authorities().into_iter().filter(|ca| all || ca.issues);
+    let next = operator.root_naming(named.map(|ca| ca.certificate).collect()).unwrap();
+    site.hub.publish_root(next.envelope.clone()).await.unwrap();
+    next.commit(site.hub.dir(), &mut operator).unwrap();
+}
+
+/// Waits until the agent has the newest root, and works under it.
+async fn heard(site: &Site) {
+    let newest = site.operator().root().version;
+    eventually("the agent has the newest root", async || {
+        site.home.ctl(&["policy", "refresh"]).await.map_err(|f| f.to_string())?;
+        let status = site.home.asked(&["status"]).await.map_err(|f| f.to_string())?;
+        let has = status["root"]["version"] == newest;
+        if has { Ok(()) } else { Err(status["root"].to_string()) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+}
+
+#[tokio::test]
+async fn one_authority_follows_another_and_no_machine_is_left_behind() {
+    let site = Site::ready(Hub::builder()).await;
+    site.home.configure(&json!({"heartbeat_interval_seconds": 1})).unwrap();
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    let bundle = || {
+        let pem = fs::read_to_string(site.home.data().join("certs/ca-bundle.crt")).unwrap();
+        pem.matches("BEGIN CERTIFICATE").count()
+    };
+    let shown = async || site.home.asked(&["cert", "check"]).await.unwrap();
+    let issuer = async || shown().await["issuer"].as_str().unwrap().to_owned();
+    let first = issuer().await;
+    site.hub.turn_authorities(jtnt_hub_mock::Step::Next).await.unwrap();
+    name_authorities(&site, true).await;
+    heard(&site).await;
+    // The hub's own certificate is of the other one now, and it asks for a renewal.
+    site.hub.turn_authorities(jtnt_hub_mock::Step::Switch).await.unwrap();
+    eventually("the agent has a certificate of the new authority", async || {
+        let now = issuer().await;
+        if now == first { Err(now) } else { Ok(()) }
+    })
+    .await
+    .unwrap();
+    assert_eq!((bundle(), site.hub.agents()[0].certificates.len()), (2, 2));
+    name_authorities(&site, false).await;
+    site.hub.turn_authorities(jtnt_hub_mock::Step::Retire).await.unwrap();
+    heard(&site).await;
+    site.home.ctl(&["cert", "check", "--prove"]).await.unwrap().exits(0).unwrap();
+    agent.stop().await.unwrap();
+    // The pair before is of an authority that counts no more: there is no way back to it.
+    let back = site.home.agent(&["cert", "rollback", "--no-probe"]).await.unwrap();
+    assert_eq!(back.code, Some(1), "{}", back.stderr);
+    let agent = site.home.start().await.unwrap();
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(0).unwrap();
+    assert_eq!(bundle(), 1, "what the root does not name is not kept");
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_of_a_dropped_authority_is_good_for_getting_another() {
+    let site = Site::ready(Hub::builder()).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    site.hub.turn_authorities(jtnt_hub_mock::Step::Next).await.unwrap();
+    name_authorities(&site, true).await;
+    heard(&site).await;
+    site.hub.set_fault(Route::Renew, Kind::InternalError, None).unwrap();
+    site.hub.turn_authorities(jtnt_hub_mock::Step::Switch).await.unwrap();
+    site.hub.hint_renewal(&site.id, false);
+    name_authorities(&site, false).await;
+    heard(&site).await;
+    let check = site.home.ctl(&["cert", "check"]).await.unwrap().exits(1).unwrap();
+    assert!(check.stdout.contains("no longer names the authority"), "{}", check.stdout);
+    let plan = site.home.asked(&["cert", "plan"]).await.unwrap();
+    assert_eq!(plan["rule"], "authority_dropped", "{plan}");
+    // A restart makes no difference.
+    agent.stop().await.unwrap();
+    site.hub.clear_faults();
+    let agent = site.home.start().await.unwrap();
+    eventually("it is renewed without being asked for", async || {
+        let check = site.home.asked(&["cert", "check"]).await.map_err(|f| f.to_string())?;
+        if check["chain_ok"] == true { Ok(()) } else { Err(check.to_string()) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hub_of_an_authority_that_no_root_names_is_no_hub() {
+    let site = Site::ready(Hub::builder()).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    agent.stop().await.unwrap();
+    site.hub.turn_authorities(jtnt_hub_mock::Step::Next).await.unwrap();
+    site.hub.turn_authorities(jtnt_hub_mock::Step::Switch).await.unwrap();
+    let agent = site.home.start().await.unwrap();
+    // Nobody has signed that the other authority counts, so this is no hub of its own.
+    let status = site.home.asked(&["test-connection"]).await;
+    assert!(status.is_err(), "{status:?}");
+    agent.stop().await.unwrap();
+}

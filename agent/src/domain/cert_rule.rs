@@ -1,5 +1,5 @@
-//! When the client certificate is to be renewed. First match wins: somebody asked, the hub's
-//! window, a short life, thirty days before its end.
+//! When the client certificate is to be renewed. First match wins: somebody asked, its authority was
+//! dropped, the hub's window, a short life, thirty days before its end.
 
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub struct Certificate {
     pub picked_in_window: Option<Timestamp>,
     /// When the agent last renewed by itself.
     pub last_renewal: Option<Timestamp>,
+    /// The root of roles no longer names its authority.
+    pub authority_dropped: bool,
 }
 
 impl Certificate {
@@ -45,6 +47,8 @@ impl Certificate {
 pub enum Rule {
     /// An operator or the hub wants it now.
     Forced,
+    /// Its authority no longer counts.
+    AuthorityDropped,
     /// The hub suggested a window.
     HubWindow,
     /// It lives less than 45 days.
@@ -82,6 +86,9 @@ pub fn plan(certificate: &Certificate, asked: Asked, now: Timestamp) -> Plan {
     let life = certificate.life().as_secs();
     let (renew_at, rule, why) = if asked != Asked::Nobody {
         (now, Rule::Forced, "it was asked for".to_owned())
+    } else if certificate.authority_dropped {
+        let why = "the root of roles no longer names the authority that issued it";
+        (now, Rule::AuthorityDropped, why.to_owned())
     } else if let Some(picked) = certificate.picked_in_window {
         // However late that is, there is time for more than one try.
         let latest = later(not_after, -(life / 10));
@@ -178,6 +185,7 @@ mod tests {
             received_at: None,
             picked_in_window: None,
             last_renewal: None,
+            authority_dropped: false,
         }
     }
 
@@ -223,6 +231,17 @@ mod tests {
     }
 
     #[test]
+    fn one_of_a_dropped_authority_is_renewed_at_once_but_not_in_a_loop() {
+        let certificate = Certificate { authority_dropped: true, ..of_days(365) };
+        let now = at("2026-01-02T00:00:00Z");
+        let planned = |certificate: &Certificate| plan(certificate, Asked::Nobody, now);
+        assert_eq!(planned(&certificate).rule, Rule::AuthorityDropped);
+        assert!(is_due(&planned(&certificate), false, now));
+        let last_renewal = Some(at("2026-01-01T00:00:00Z"));
+        assert!(!is_due(&planned(&Certificate { last_renewal, ..certificate }), false, now));
+    }
+
+    #[test]
     fn renewals_keep_a_third_of_a_life_between_them() {
         let last_renewal = Some(at("2026-01-20T00:00:00Z"));
         let certificate = Certificate { last_renewal, ..of_days(30) };
@@ -243,6 +262,7 @@ mod tests {
             received_at: Some(received),
             picked_in_window: None,
             last_renewal: Some(received),
+            authority_dropped: false,
         };
         let planned = plan(&certificate, Asked::Nobody, received);
         assert_eq!(planned.renew_at, later(received, 300));
@@ -313,6 +333,7 @@ mod tests {
                 received_at: Some(self.now),
                 picked_in_window: None,
                 last_renewal: Some(self.now),
+                authority_dropped: false,
             };
         }
     }
@@ -333,6 +354,7 @@ mod tests {
                 received_at: None,
                 picked_in_window: None,
                 last_renewal: None,
+                authority_dropped: false,
             };
             let mut world = World {
                 now: start, certificate, renewals: vec![], failures: 0, not_before_retry: start,

@@ -189,6 +189,7 @@ async fn under_lock(
         root_source: contact.source,
         extra_ca_sha256: extra.iter().map(|ca| Hash::of(ca)).collect(),
         machine_id_sha256: machine,
+        root_id: Some(contact.keyring.root().root_id.clone()),
     };
     let files = files(paths, &asked, &answer, Parts { judged: &judged, contact: &contact, source })
         .into_iter()

@@ -122,6 +122,9 @@ pub struct Source {
     /// The machine that enrolled, where it has an id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_id_sha256: Option<Hash>,
+    /// The root of roles that it enrolled under, in whatever version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_id: Option<String>,
 }
 
 /// A certificate with its intermediates, and its key, both as PEM and not judged.

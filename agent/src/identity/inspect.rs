@@ -25,12 +25,17 @@ pub struct Inspection {
 #[must_use]
 pub fn inspect(paths: &Paths) -> Inspection {
     match load(paths) {
-        Ok(identity) => Inspection {
-            info: Some(identity.cert),
-            chain_ok: true,
-            key_matches: true,
-            problems: Vec::new(),
-        },
+        Ok(identity) => {
+            let chain_ok = !identity.cert.authority_dropped;
+            let dropped = "the root of roles no longer names the authority that issued it; it is \
+                           renewed as soon as the hub lets it";
+            Inspection {
+                info: Some(identity.cert),
+                chain_ok,
+                key_matches: true,
+                problems: if chain_ok { Vec::new() } else { vec![dropped.to_owned()] },
+            }
+        }
         Err(fault @ IdentityError::NotEnrolled) => {
             Inspection { problems: vec![fault.to_string()], ..Inspection::default() }
         }

@@ -251,8 +251,11 @@ fn assemble(paths: &Paths, files: &files::Files) -> Result<Identity, Flaw> {
     let anchors = anchors(&keyring, files).map_err(|why| unusable(paths.ca_bundle(), why))?;
     let chain =
         x509::certificates(&files.client_crt).map_err(|why| unusable(paths.client_crt(), why))?;
-    let judged = x509::Judged { chain: &chain, anchors: &anchors.issuers, agent_id: &id };
-    let cert = judged.at_its_end().map_err(|e| unusable(paths.client_crt(), e.to_string()))?;
+    let by = |anchors| x509::Judged { chain: &chain, anchors, agent_id: &id }.at_its_end();
+    let known = by(&anchors.known).map_err(|e| unusable(paths.client_crt(), e.to_string()))?;
+    // It was good when it came, and whether it still is says the hub: it is all there is to get a
+    // better one with.
+    let cert = CertInfo { authority_dropped: by(&anchors.issuers).is_err(), ..known };
     let key =
         x509::private_key(&files.client_key).map_err(|why| unusable(paths.client_key(), why))?;
     let tls = tls::client_config(&anchors.servers, Some((chain, key)))
@@ -300,35 +303,45 @@ const ENROL_AGAIN: &str = "jtnt-agent enroll --force";
 
 /// The authorities of an identity.
 struct Anchors {
-    /// That the client certificate chains to.
+    /// That a client certificate chains to.
     issuers: Vec<CertificateDer<'static>>,
+    /// These, and those that counted when the certificate in place came.
+    known: Vec<CertificateDer<'static>>,
     /// That the hub's certificate chains to.
     servers: tls::Trust,
 }
 
 /// What the root names, and what was accepted by `--hub-ca`. Anything else in the bundle is not
-/// believed, so that a root that drops an authority is obeyed at once.
+/// believed of a hub or of a new certificate, so that a root that drops an authority is obeyed at
+/// once.
 fn anchors(keyring: &Keyring, files: &files::Files) -> Result<Anchors, String> {
     let mut allowed = keyring.root().ca_hashes();
     allowed.extend(&files.source.extra_ca_sha256);
     let bundle = x509::certificates(&files.ca_bundle)?;
     if allowed.is_empty() {
         // A hub with a public certificate: its own authority vouches for agents only.
-        return Ok(Anchors { issuers: bundle, servers: tls::Trust::System });
+        let servers = tls::Trust::System;
+        return Ok(Anchors { issuers: bundle.clone(), known: bundle, servers });
     }
     let named = keyring.root().hub_ca.iter().map(|der| CertificateDer::from(der.0.clone()));
     let mut issuers: Vec<_> = named.collect();
+    let mut dropped = Vec::new();
     for ca in bundle {
         if !allowed.contains(&Hash::of(&ca)) {
             tracing::warn!(
                 sha256 = %Hash::of(&ca),
-                "the CA bundle holds a cert that the root of roles does not name; ignored"
+                "the CA bundle holds a cert that the root of roles does not name; no hub is \
+                 believed by it"
             );
+            dropped.push(ca);
         } else if !issuers.contains(&ca) {
             issuers.push(ca);
         }
     }
-    Ok(Anchors { servers: tls::Trust::Authorities(issuers.clone()), issuers })
+    // A later version of the same root may have dropped it; another root never knew it.
+    let same = files.source.root_id.as_ref() == Some(&keyring.root().root_id);
+    let known = if same { [issuers.clone(), dropped].concat() } else { issuers.clone() };
+    Ok(Anchors { servers: tls::Trust::Authorities(issuers.clone()), known, issuers })
 }
 
 /// Finishes a commit that another process left, unless that process is still at it.

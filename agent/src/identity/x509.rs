@@ -22,6 +22,8 @@ pub struct CertInfo {
     pub not_before: Timestamp,
     /// End of validity.
     pub not_after: Timestamp,
+    /// The root of roles no longer names the authority that it chains to.
+    pub authority_dropped: bool,
 }
 
 /// Why a certificate is not this agent's.
@@ -105,6 +107,7 @@ pub fn info(certificate: &CertificateDer<'_>) -> Result<CertInfo, String> {
         issuer: x509.issuer().to_string(),
         not_before: time(x509.validity().not_before.timestamp())?,
         not_after: time(x509.validity().not_after.timestamp())?,
+        authority_dropped: false,
     })
 }
 

@@ -67,6 +67,7 @@ pub fn facts(paths: &Paths, cert: &CertInfo) -> Certificate {
         not_after: cert.not_after,
         received_at: known.map(|known| known.received_at).or_else(written),
         picked_in_window: known.and_then(|known| known.picked_at),
+        authority_dropped: cert.authority_dropped,
         last_renewal: known.filter(|known| known.renewed).map(|known| known.received_at),
     }
 }

@@ -163,6 +163,10 @@ impl Deps {
         let tried = identity::with_pair(&self.paths, backup.clone(), None)
             .map_err(|e| RenewError::bad_backup(&e))?;
         self.is_current(&tried.cert).map_err(|e| RenewError::bad_backup(&e))?;
+        if tried.cert.authority_dropped {
+            let why = "the root of roles no longer names the authority that issued it";
+            return Err(RenewError::bad_backup(&why));
+        }
         if prove {
             told(Step::Trying);
             self.shown(&tried, RenewError::unproven).await?;

@@ -199,7 +199,9 @@ impl Task {
                     () = sleep(wait) => self.look(Asked::Nobody, false).await,
                     () = daily.notified() => self.look(Asked::Nobody, true).await,
                     () = hinted.notified() => self.look(Asked::Someone, false).await,
-                    changed = self.identity.changed() => if changed.is_ok() { self.show() },
+                    changed = self.identity.changed() => if changed.is_ok() {
+                        self.look(Asked::Nobody, false).await;
+                    },
                     Some(request) = self.requests.recv() => self.serve(request).await,
                 }
             };

@@ -174,6 +174,7 @@ impl<'a> From<&'a pb::PlanRenewalResponse> for Plan<'a> {
         let rule = match p.rule() {
             pb::RenewalRule::Unspecified => None,
             pb::RenewalRule::Forced => Some("forced"),
+            pb::RenewalRule::AuthorityDropped => Some("authority_dropped"),
             pb::RenewalRule::HubWindow => Some("hub_window"),
             pb::RenewalRule::ShortLived => Some("short_lived"),
             pb::RenewalRule::ThirtyDays => Some("thirty_days"),

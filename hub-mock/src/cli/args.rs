@@ -52,6 +52,9 @@ pub(super) enum Command {
     /// The root of roles
     #[command(subcommand)]
     Root(RootCommand),
+    /// Certificate authorities
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Agents' certificates
     #[command(subcommand)]
     Cert(CertCommand),
@@ -222,6 +225,18 @@ pub(super) enum RootCommand {
         #[arg(long = "role", value_enum, default_value = "root")]
         roles: Vec<Role>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CaCommand {
+    /// Show the authorities that count
+    Show,
+    /// Make another, and have the root name it beside those that count
+    Next,
+    /// Issue by the newest from now on, and ask agents to renew
+    Switch,
+    /// Have the root name only the one that issues, and take no others
+    Retire,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,7 @@
 //! The command line: `serve` is the hub, everything else is its operator.
 
 mod args;
+mod authority;
 mod client;
 mod fault;
 mod job;
@@ -106,6 +107,7 @@ async fn run(arguments: Arguments, output: &Output) -> Result<Verdict, HubError>
         Command::Job(command) => job::run(&desk, command).await,
         Command::Policy(command) => policy::run(&desk, command).await,
         Command::Root(command) => root::run(&desk, command).await,
+        Command::Ca(command) => authority::run(&desk, command).await,
         Command::Cert(command) => certificate(&desk, command).await,
         Command::Fault(FaultCommand::Clear) => fault::clear(&desk).await,
         Command::Fault(FaultCommand::Set(wish)) => fault::set(&desk, &wish).await,

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
 use crate::{
+    authorities::{AuthorityView, Step},
     clock,
     error::HubError,
     faults::{Fault, Kind, Route},
@@ -55,6 +56,13 @@ pub(crate) struct TokenWish {
 pub(crate) struct Enqueue {
     pub(crate) agent_id: String,
     pub(crate) envelope: Envelope,
+}
+
+/// A step from one authority to the next.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Turn {
+    pub(crate) step: Step,
 }
 
 /// What to do with an agent's certificates.
@@ -273,6 +281,19 @@ pub(super) async fn publish_root(
     body: Bytes,
 ) -> Result<Json<Version>, Refusal> {
     Ok(Json(Version { version: core.publish_root(read(&body)?).await? }))
+}
+
+pub(super) async fn authorities(State(core): State<Shared>) -> Json<Vec<AuthorityView>> {
+    Json(core.authorities.views())
+}
+
+pub(super) async fn turn(
+    State(core): State<Shared>,
+    body: Bytes,
+) -> Result<Json<Vec<AuthorityView>>, Refusal> {
+    let Turn { step } = read(&body)?;
+    handle::turn(&core, step).await?;
+    Ok(Json(core.authorities.views()))
 }
 
 pub(super) async fn judge(State(core): State<Shared>, body: Bytes) -> Result<StatusCode, Refusal> {

@@ -3,7 +3,9 @@
 
 mod api;
 
-pub(crate) use api::{CurrentPolicy, Enqueue, Judge, NewToken, Pieces, Rule, TokenWish, Version};
+pub(crate) use api::{
+    CurrentPolicy, Enqueue, Judge, NewToken, Pieces, Rule, TokenWish, Turn, Version,
+};
 
 use axum::{
     Router,
@@ -32,6 +34,7 @@ pub(crate) fn router(core: Shared, token: String) -> Router {
         .route("/control/v1/artifacts/{sha256}", get(api::artifact).put(api::put_artifact))
         .route("/control/v1/policy", get(api::policy).post(api::publish_policy))
         .route("/control/v1/roots", post(api::publish_root))
+        .route("/control/v1/authorities", get(api::authorities).post(api::turn))
         .route("/control/v1/certificates", post(api::judge))
         .route("/control/v1/certificates/rule", put(api::rule))
         .route("/control/v1/faults", get(api::faults).post(api::fault).delete(api::clear_faults))

@@ -38,7 +38,7 @@ pub(super) async fn enroll(
     token_counts(&core.lock(), token)?;
 
     let window = certificate_window(core.settings.certificate_life, fault.as_ref());
-    let mut issued = core.authority.issue(&request, &asked.agent_id, window)?;
+    let mut issued = core.authorities.issue(&request, &asked.agent_id, window)?;
     let seq = {
         let mut inner = core.lock();
         // Again under the lock that uses it up: two requests may have come with one token.
@@ -59,7 +59,7 @@ pub(super) async fn enroll(
     Ok(Json(EnrollResponse {
         agent_id: asked.agent_id,
         certificate: issued.pem,
-        ca_bundle: core.authority.pem().to_owned(),
+        ca_bundle: core.authorities.bundle(),
         hub_time: clock::now(),
     }))
 }

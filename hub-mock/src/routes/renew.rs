@@ -60,7 +60,7 @@ pub(super) async fn renew(
         return Ok(Json(again));
     }
     let (from, life) = certificate_window(core.settings.certificate_life, fault.as_ref());
-    let issued = core.authority.issue(&request, &agent_id, (from, life))?;
+    let issued = core.authorities.issue(&request, &agent_id, (from, life))?;
     let mut pem = issued.pem.clone();
     let seq = {
         let mut inner = core.lock();
@@ -80,7 +80,7 @@ pub(super) async fn renew(
     core.hint_renewal(&agent_id, false);
     Ok(Json(RenewResponse {
         certificate: pem,
-        ca_bundle: core.authority.pem().to_owned(),
+        ca_bundle: core.authorities.bundle(),
         window: Some(next_window(from, life)),
     }))
 }
@@ -91,7 +91,7 @@ fn issued_before(core: &Core, agent_id: &str, csr: Hash) -> Option<RenewResponse
     let newest = inner.state.agents.get(agent_id)?.certificates.back()?;
     (newest.csr == Some(csr) && newest.standing == Standing::Good).then(|| RenewResponse {
         certificate: newest.pem.clone(),
-        ca_bundle: core.authority.pem().to_owned(),
+        ca_bundle: core.authorities.bundle(),
         window: None,
     })
 }

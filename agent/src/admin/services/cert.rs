@@ -85,6 +85,7 @@ impl CertService for Cert {
         let failure = self.0.renewal.status().last_failure;
         let rule = match plan.rule {
             Rule::Forced => RenewalRule::Forced,
+            Rule::AuthorityDropped => RenewalRule::AuthorityDropped,
             Rule::HubWindow => RenewalRule::HubWindow,
             Rule::ShortLived => RenewalRule::ShortLived,
             Rule::ThirtyDays => RenewalRule::ThirtyDays,
