@@ -263,6 +263,38 @@ async fn a_download_that_its_agent_left_leaves_nothing_and_begins_anew() {
     }
 }
 
+/// Sends a signal to all children of the processes that keep jobs.
+fn signal_jobs(site: &Site, signal: Signal) {
+    for shim in site.home.shims() {
+        let shim = shim.as_raw_nonzero();
+        let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
+        for child in children.split_whitespace() {
+            let child = rustix::process::Pid::from_raw(child.parse().unwrap()).unwrap();
+            rustix::process::kill_process(child, signal).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_transfer_that_does_not_end_holds_up_no_start_and_begins_anew_all_the_same() {
+    let site = Site::ready(Hub::builder().slow_pause(PATIENCE)).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    let (id, dest, bytes) = dripping(&site).await;
+    signal_jobs(&site, Signal::STOP);
+    kill(agent).await;
+    site.hub.clear_faults();
+    let agent = site.home.start().await.unwrap();
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    assert!(!site.hub.job(&id).unwrap().ended);
+    signal_jobs(&site, Signal::CONT);
+    let view = site.end_of(&id).await;
+    let attempt = view.result.map(|result| result.attempt);
+    assert_eq!((view.state.as_str(), attempt), ("ok", Some(2)));
+    assert!(fs::read(&dest).unwrap() == bytes);
+    agent.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_download_whose_process_was_killed_is_told_and_leaves_nothing() {
     let site = Site::ready(Hub::builder().slow_pause(PATIENCE)).await;

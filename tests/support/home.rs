@@ -48,11 +48,16 @@ impl Drop for Home {
 impl Home {
     /// Kills every process that keeps a job of this agent.
     pub(crate) fn kill_shims(&self) {
-        let jobs = fs::read_dir(self.state().join("jobs")).into_iter().flatten();
-        let files = jobs.filter_map(|job| fs::read_dir(job.ok()?.path()).ok()).flatten();
-        files.filter_map(|file| holder(&file.ok()?.path())).for_each(|pid| {
+        self.shims().into_iter().for_each(|pid| {
             let _gone_already = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         });
+    }
+
+    /// Every process that keeps a job of this agent.
+    pub(crate) fn shims(&self) -> Vec<rustix::process::Pid> {
+        let jobs = fs::read_dir(self.state().join("jobs")).into_iter().flatten();
+        let files = jobs.filter_map(|job| fs::read_dir(job.ok()?.path()).ok()).flatten();
+        files.filter_map(|file| holder(&file.ok()?.path())).collect()
     }
 }
 

@@ -38,8 +38,6 @@ use crate::{
 const NEWEST: usize = 64;
 /// How long a shim without an agent may take to see that.
 const WORDLESS: Duration = Duration::from_secs(1);
-/// The same of a transfer, which may have to bring all that it has to the disk.
-const LINELESS: Duration = Duration::from_secs(10);
 
 /// Goes through what had not ended.
 pub(super) async fn recover(core: &Arc<Core>) -> Result<(), StoreError> {
@@ -67,12 +65,12 @@ pub(super) async fn recover(core: &Arc<Core>) -> Result<(), StoreError> {
 }
 
 /// Keys, time, policy and cancels are asked again when its turn comes.
-fn wait_again(core: &Core, entry: Entry) {
+pub(super) fn wait_again(core: &Core, entry: Entry) {
     let priority = verified(core, &entry).map_or(Priority::Normal, |(_, job)| job.get().priority);
     core.board.push(Item { entry, priority });
 }
 
-async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
+async fn resolve(core: &Arc<Core>, entry: Entry) -> Result<(), StoreError> {
     if let Some(result) = stored(core, &entry) {
         return adopt(core, entry, &result).await;
     }
@@ -93,10 +91,7 @@ async fn resolve(core: &Arc<Core>, mut entry: Entry) -> Result<(), StoreError> {
         (Step::Start, _) => again(core, entry).await,
         (Step::Repeat, _) => {
             end_rest(core, &entry).await;
-            let before = work::attempt_of(core, &entry);
-            entry.attempt += 1;
-            again(core, entry).await?;
-            before.forget();
+            wait_again(core, next_run(core, entry).await?);
             Ok(())
         }
         (Step::Interrupted, _) => {
@@ -130,7 +125,6 @@ enum Kept {
 
 /// Looks for a job by its files.
 async fn look(core: &Core, entry: &Entry) -> (Found, Kept) {
-    let program = matches!(entry.kind.as_str(), "exec" | "script");
     let attempt = work::attempt_of(core, entry);
     // What cannot be read of one job keeps no other from being recovered: it may have run.
     let left = || {
@@ -158,9 +152,8 @@ async fn look(core: &Core, entry: &Entry) -> (Found, Kept) {
     let begun = left() != Left::Nothing;
     if let Some(shim) = shim {
         // One that waits for a word which no agent will give it ends by itself. One that had the
-        // word is about to begin. A transfer ends by itself, for want of the other side.
-        let patience = if program { WORDLESS } else { LINELESS };
-        if (program && begun) || timeout(patience, shim.ended()).await.is_err() {
+        // word is about to begin.
+        if begun || timeout(WORDLESS, shim.ended()).await.is_err() {
             return (Found::Kept, Kept::Shim(shim));
         }
     }
@@ -169,6 +162,24 @@ async fn look(core: &Core, entry: &Entry) -> (Found, Kept) {
         Left::Started => (Found::Begun, Kept::Nothing),
         Left::Nothing => (Found::Nothing, Kept::Nothing),
     }
+}
+
+/// Has a job that was cut short wait for another run, if it may; gives it back to be queued.
+pub(super) async fn repeat(core: &Core, entry: Entry) -> Result<Option<Entry>, StoreError> {
+    if recovery::step(Found::Cut, false, entry.attempt) != Step::Repeat {
+        return Ok(None);
+    }
+    next_run(core, entry).await.map(Some)
+}
+
+/// Queued, as another run; of the one before only output is left.
+async fn next_run(core: &Core, mut entry: Entry) -> Result<Entry, StoreError> {
+    let before = work::attempt_of(core, &entry);
+    entry.attempt += 1;
+    (entry.state, entry.process, entry.started_at) = (State::Queued, None, None);
+    core.deps.journal.update(entry.clone()).await?;
+    before.forget();
+    Ok(entry)
 }
 
 /// Waits once more; keys, time and policy are asked again before it starts.
@@ -212,12 +223,15 @@ async fn end_rest(core: &Core, entry: &Entry) {
 }
 
 /// What a download had fetched goes, where the policy of now still lets the job write there.
-async fn remove_part(core: &Core, entry: &Entry) {
+pub(super) async fn remove_part(core: &Core, entry: &Entry) {
     let Ok((keyring, job)) = verified(core, entry) else { return };
     let (gate, now, id) = (core.deps.gate.clone(), core.deps.time.now(), entry.job_id.clone());
     let ask = move || permit::ask(&gate, &keyring, job.get(), now).opened;
     match tokio::task::spawn_blocking(ask).await {
-        Ok(Some(Opened::Destination(to))) => transfer::clear(to, id).await,
+        Ok(Some(Opened::Destination(to))) => {
+            let number = entry.user.as_deref().and_then(|user| core.pool.number(user));
+            transfer::clear(to, id, number).await;
+        }
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, job_id = %id, "a half download stays behind"),
     }

@@ -16,6 +16,7 @@ use super::{
     core::{self, Core},
     permit,
     permit::Permit,
+    recovery,
     refuse::Refusal,
     stream, transfer,
     users::{self, Identity},
@@ -150,7 +151,8 @@ pub(super) async fn run(core: Arc<Core>, shutdown: CancellationToken) {
 
 fn start(core: &Arc<Core>, grant: Grant) {
     let id = grant.item.entry.job_id.clone();
-    spawn(core, id, attempt(Arc::clone(core), grant));
+    let own = Arc::clone(core);
+    spawn(core, id, async move { attempt(own, grant).await.map(|()| None) });
 }
 
 /// Stays with a job that began under an earlier run of the agent.
@@ -170,25 +172,41 @@ pub(super) fn resume(core: &Arc<Core>, entry: Entry, shim: Shim) {
         stream::begin(&context, id.clone(), entry.attempt, None);
     }
     spawn(core, id, async move {
-        match work::supervise(&context, &mut entry, shim).await {
-            Some(ended) => finish(&context, entry, ended).await,
-            None => Ok(()),
+        let Some(ended) = work::supervise(&context, &mut entry, shim).await else {
+            return Ok(None);
+        };
+        // The other side of it was an agent that is no more.
+        if ended.is_cut()
+            && let Some(again) = recovery::repeat(&context.core, entry.clone()).await?
+        {
+            sweep(&context, &again.job_id).await;
+            return Ok(Some(again));
         }
+        if ended.outcome == Outcome::Indeterminate && entry.kind == "download" {
+            recovery::remove_part(&context.core, &entry).await;
+        }
+        finish(&context, entry, ended).await.map(|()| None)
     });
 }
 
+/// `work` may give the job back, for another run.
 fn spawn<W>(core: &Arc<Core>, id: JobId, work: W)
 where
-    W: Future<Output = Result<(), StoreError>> + Send + 'static,
+    W: Future<Output = Result<Option<Entry>, StoreError>> + Send + 'static,
 {
     let own = Arc::clone(core);
     core.deps.tasks.spawn("job", Class::OneShot, async move {
         let ends = EndsOnDrop { core: own, id: id.clone() };
-        if let Err(error) = Box::pin(work).await {
+        let again = Box::pin(work).await.unwrap_or_else(|error| {
             // What the journal last said holds: the next start of the agent takes it up there.
             tracing::error!(%error, job_id = %id, "a job was dropped; the journal has it");
-        }
+            None
+        });
+        let core = Arc::clone(&ends.core);
         drop(ends);
+        if let Some(entry) = again {
+            recovery::wait_again(&core, entry);
+        }
     });
 }
 

@@ -6,7 +6,6 @@ use jtnt_proto::{
     hub::Outcome,
     job::{Download, Work},
 };
-use rustix::fs::{AtFlags, unlinkat};
 
 use super::{
     download,
@@ -18,7 +17,7 @@ use crate::{
     domain::{ids::JobId, job::Entry},
     gate::{Destination, Source},
     platform::sandbox::Plan,
-    shim::{Carried, Fault, Order, Prepared, Snag, Target, Things, Transfer, Unstarted},
+    shim::{Carried, Fault, Order, Prepared, Snag, Target, Things, Transfer, Unstarted, clear_up},
 };
 
 /// Permissions of a file whose job names none.
@@ -133,7 +132,7 @@ pub(super) async fn run(
         context.core.deps.metrics.upload_duration.observe(took.as_secs_f64());
     }
     if let (Outcome::Indeterminate, Some(to)) = (ended.outcome, to) {
-        clear(to, id).await;
+        clear(to, id, context.identity.lease.as_ref().map(|lease| lease.uid)).await;
     }
     Some(broken.filter(|_| ended.is_cut()).unwrap_or(ended))
 }
@@ -159,17 +158,13 @@ fn part_name(id: &str) -> String {
     format!(".jtnt-{id}.part")
 }
 
-/// Removes the temporary file of a job that did not come to its end, and whose shim is no more.
-pub(super) async fn clear(to: Destination, id: JobId) {
-    let removed = tokio::task::spawn_blocking(move || {
-        let name = part_name(id.as_str());
-        match unlinkat(&to.dir, name.as_str(), AtFlags::empty()) {
-            Ok(()) => tracing::info!(job_id = %id, "removed what a half download had left"),
-            Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => tracing::warn!(%error, name, "a half download stays behind"),
-        }
-    });
-    if let Err(error) = removed.await {
-        tracing::warn!(%error, "a half download stays behind");
+/// Clears up after a job that did not come to its end, and whose shim is no more. `number`: that of a
+/// user of its own.
+pub(super) async fn clear(to: Destination, id: JobId, number: Option<u32>) {
+    let part = part_name(id.as_str());
+    let clear = move || clear_up(&to.dir, &part, &to.name, number);
+    let cleared = tokio::task::spawn_blocking(clear).await;
+    if let Err(error) = cleared.map_err(std::io::Error::other).and_then(|cleared| cleared) {
+        tracing::warn!(%error, job_id = %id, "a half download stays behind");
     }
 }

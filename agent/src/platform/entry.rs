@@ -103,8 +103,8 @@ impl<'a> Entry<'a> {
         Ok(Self { launch, image: Image::new(launch, told)?, secrets })
     }
 
-    /// What the child does; returns after its errand, or if it executes nothing and has said why.
-    pub(super) fn as_child(&self, wait: &OwnedFd, tell: OwnedFd, streams: &[OwnedFd; 2]) {
+    /// What the child does to its end. Nothing that it owns is given up: it may be closed already.
+    pub(super) fn as_child(&self, wait: &OwnedFd, tell: OwnedFd, streams: &[OwnedFd; 2]) -> ! {
         match self.enter(wait, &tell, streams) {
             Ok((errand, file, deadline)) => {
                 // That it is closed tells that the errand has begun.
@@ -118,9 +118,10 @@ impl<'a> Entry<'a> {
             Err(failed) => {
                 let mut said = vec![failed.at];
                 said.extend(failed.why.to_string().as_bytes());
-                let _nobody_else_to_tell = rustix::io::write(tell, &said);
+                let _nobody_else_to_tell = rustix::io::write(&tell, &said);
             }
         }
+        process::end()
     }
 
     /// Returns only if there is an errand to be done, or nothing was executed.

@@ -12,7 +12,9 @@
 //! ```
 //!
 //! What became of it goes to the shim, which alone has the rights for the rest: the file's owner,
-//! its folder on the disk, and the removal of what did not become whole.
+//! its folder on the disk, and the removal of what did not become whole. A download hands its file
+//! over as soon as it has one, and says when that is whole, so the shim can tell how far it came
+//! however it ends.
 
 use std::{
     fs::{File, Permissions},
@@ -52,6 +54,9 @@ const BEHIND_BYTES: u64 = 8 << 20;
 pub(super) const FROM: u8 = b'<';
 pub(super) const HASH: u8 = b'#';
 pub(super) const DONE: u8 = b'.';
+/// Words of a download to the shim, before its last: the file, and that it is whole.
+const BEGUN: u8 = b'+';
+const WHOLE: u8 = b'=';
 
 /// What the process does.
 #[derive(Debug)]
@@ -81,75 +86,139 @@ impl Errand for Carrier {
     }
 
     fn run(&self, file: &File) {
-        let (carried, made) = match &self.transfer {
-            Transfer::Download(target) => match download(&self.line, file, target) {
-                Ok(made) => (Ok(target.artifact), Some(made)),
-                Err(why) => (Err(why), None),
-            },
-            Transfer::Upload => (upload(&self.line, file), None),
+        let carried = match &self.transfer {
+            Transfer::Download(target) => self.download(file, target),
+            Transfer::Upload => upload(&self.line, file),
         };
-        let made: Vec<_> = made.iter().map(File::as_fd).collect();
         let told = serde_json::to_vec(&carried)
             .map_err(io::Error::other)
-            .and_then(|text| send(&self.report, &text, &made));
+            .and_then(|text| (&self.report).write_all(&text));
         // Whoever kept it is gone, and nobody else is there to be told.
         drop(told);
     }
 }
 
+impl Carrier {
+    fn download(&self, folder: &File, target: &Target) -> Carried {
+        let file = begin(folder, &target.part).map_err(|e| unwritten(&e))?;
+        let told = |_nobody_keeps_this| cut();
+        send(&self.report, &[BEGUN], &[file.as_fd()]).map_err(told)?;
+        let (file, sha256) = take_in(&self.line, file, target.artifact.size)?;
+        if sha256 != target.artifact.sha256 {
+            let message =
+                format!("the hub's artifact has hash {sha256}, not {}", target.artifact.sha256);
+            return Err(Uncarried::new(Snag::Mismatch, message));
+        }
+        file.set_permissions(Permissions::from_mode(target.mode)).map_err(|e| unwritten(&e))?;
+        file.sync_all().map_err(|e| unwritten(&e))?;
+        (&self.report).write_all(&[WHOLE]).map_err(told)?;
+        renameat(folder, target.part.as_str(), folder, target.name.as_str())
+            .map_err(|e| unwritten(&e.into()))?;
+        Ok(target.artifact)
+    }
+}
+
+/// What a process told before it ended.
+#[derive(Debug, Default)]
+struct Told {
+    made: Option<File>,
+    whole: bool,
+    last: Option<Carried>,
+}
+
 impl Report {
-    /// What the process told, if it did, and what there is to be done after it.
+    /// What became of a transfer whose process has ended, and what is to be done then.
     pub(super) fn settle(
         &self,
         transfer: &Transfer,
         folder: &File,
         account: &Account,
     ) -> Option<Carried> {
-        let told = self.read().ok();
-        let Transfer::Download(target) = transfer else { return told.map(|(carried, _)| carried) };
-        match told {
-            Some((Ok(artifact), made)) => {
-                let done = disown(target, made).and_then(|()| sync_folder(folder));
-                Some(done.map(|()| artifact).map_err(|e| unwritten(&e)))
-            }
-            other => {
-                let removed =
-                    with_rights_of(account, || remove(folder, &target.part)).and_then(|done| done);
-                let carried = other?.0;
-                Some(match (carried, removed) {
-                    (Err(why), Err(error)) => {
-                        let message = format!("{why}; {} stays behind: {error}", target.part);
-                        Err(Uncarried::new(why.fault, message))
-                    }
-                    (carried, _) => carried,
-                })
-            }
+        let Told { made, whole, last } = self.told().unwrap_or_default();
+        let Transfer::Download(target) = transfer else { return last };
+        let Some(made) = made else { return last };
+        // Whoever owns the folder may have put another file under the temporary name.
+        let in_place = is_named(folder, &target.name, &made).unwrap_or(false);
+        if whole && in_place {
+            return Some(disown(target, folder, &made).map(|()| target.artifact));
         }
+        let removed =
+            with_rights_of(account, || remove(folder, &target.part)).and_then(|done| done);
+        let last = match last? {
+            Ok(_) => Err(unwritten(&io::Error::other("another file was put in its place"))),
+            Err(why) => Err(why),
+        };
+        Some(match (last, removed) {
+            (Err(why), Err(error)) => {
+                let message = format!("{why}; {} stays behind: {error}", target.part);
+                Err(Uncarried::new(why.fault, message))
+            }
+            (last, _) => last,
+        })
     }
 
-    fn read(&self) -> io::Result<(Carried, Option<File>)> {
+    /// It has ended by now, so all that it said is here; the other end is open in this process.
+    fn told(&self) -> io::Result<Told> {
         let (first, fds) = receive(&self.0)?;
+        let mut told = Told::default();
         let mut text = vec![first];
-        // It has ended by now, so all that it said is here; the other end is open in this process.
         let _what_came_counts = (&self.0).take(MAX_EXIT_BYTES).read_to_end(&mut text);
-        Ok((serde_json::from_slice(&text)?, fds.into_iter().next().map(File::from)))
+        let mut text = &*text;
+        if let Some(rest) = text.strip_prefix(&[BEGUN]) {
+            told.made = fds.into_iter().next().map(File::from);
+            text = rest;
+        }
+        if let Some(rest) = text.strip_prefix(&[WHOLE]) {
+            told.whole = true;
+            text = rest;
+        }
+        told.last = serde_json::from_slice(text).ok();
+        Ok(told)
     }
 }
 
-/// Of a user that has its number for this job only: the next job with that number must not own it.
-fn disown(target: &Target, made: Option<File>) -> io::Result<()> {
-    if !target.disown {
-        return Ok(());
-    }
-    let made = made.ok_or_else(|| io::Error::other("it is nowhere"))?;
-    let own = Account::own();
-    fchown(&made, Some(own.uid), Some(own.gid))?;
-    made.sync_all()
+fn is_named(folder: &File, name: &str, file: &File) -> io::Result<bool> {
+    let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let named = File::from(openat(folder, name, look, Mode::empty())?);
+    Ok(Inode::of(&named.metadata()?) == Inode::of(&file.metadata()?))
 }
 
-fn sync_folder(folder: &File) -> io::Result<()> {
+/// Of a file that is in place: it goes to the agent's user if its own has its number for this job
+/// only, since the next job with that number must not own it. Then its name is made to last.
+fn disown(target: &Target, folder: &File, made: &File) -> Result<(), Uncarried> {
+    let broken = |what: &str, error: io::Error| {
+        Uncarried::new(Snag::Write, format!("the file is in its place, but {what}: {error}"))
+    };
+    if target.disown {
+        let own = Account::own();
+        let given = fchown(made, Some(own.uid), Some(own.gid)).and_then(|()| made.sync_all());
+        given.map_err(|e| broken("belongs to a user that jobs share", e))?;
+    }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    File::from(openat(folder, ".", flags, Mode::empty())?).sync_all()
+    let opened = openat(folder, ".", flags, Mode::empty()).map_err(io::Error::from);
+    let synced = opened.and_then(|folder| File::from(folder).sync_all());
+    synced.map_err(|e| broken("a power cut may undo that", e))
+}
+
+/// What a download may have left whose shim was killed: a temporary file, and one in its place that
+/// still belongs to a user of the job's own (`number`). Blocks.
+///
+/// # Errors
+/// When something stays.
+pub fn clear_up(folder: &File, part: &str, name: &str, number: Option<u32>) -> io::Result<()> {
+    remove(folder, part)?;
+    let Some(number) = number else { return Ok(()) };
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat(folder, name, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(_nothing_of_ours) => return Ok(()),
+    };
+    let meta = file.metadata()?;
+    if meta.is_file() && meta.nlink() == 1 && meta.uid() == number {
+        let own = Account::own();
+        fchown(&file, Some(own.uid), Some(own.gid))?;
+    }
+    Ok(())
 }
 
 fn remove(folder: &File, part: &str) -> io::Result<()> {
@@ -169,19 +238,6 @@ fn unread(error: &io::Error) -> Uncarried {
 
 fn cut() -> Uncarried {
     Uncarried::new(Snag::Cut, "the agent ended, or gave it up, before all was there")
-}
-
-/// Returns the file, which has its name.
-fn download(line: &UnixStream, folder: &File, target: &Target) -> Result<File, Uncarried> {
-    let file = begin(folder, &target.part).map_err(|e| unwritten(&e))?;
-    let (file, sha256) = take_in(line, file, target.artifact.size)?;
-    if sha256 != target.artifact.sha256 {
-        let message =
-            format!("the hub's artifact has hash {sha256}, not {}", target.artifact.sha256);
-        return Err(Uncarried::new(Snag::Mismatch, message));
-    }
-    end(&file, folder, target).map_err(|e| unwritten(&e))?;
-    Ok(file)
 }
 
 fn begin(folder: &File, part: &str) -> io::Result<File> {
@@ -218,20 +274,6 @@ fn take_in(mut line: &UnixStream, mut file: File, size: u64) -> Result<(File, Ha
         }
     }
     Ok((file, Hash(hash.finalize().into())))
-}
-
-/// Gives the file its permissions and its name, durably.
-fn end(file: &File, folder: &File, target: &Target) -> io::Result<()> {
-    file.set_permissions(Permissions::from_mode(target.mode))?;
-    file.sync_all()?;
-    renameat(folder, target.part.as_str(), folder, target.name.as_str())?;
-    // Whoever owns the folder may have put another file under the temporary name.
-    let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let named = openat(folder, target.name.as_str(), look, Mode::empty())?;
-    if Inode::of(&File::from(named).metadata()?) == Inode::of(&file.metadata()?) {
-        return Ok(());
-    }
-    Err(io::Error::other("another file was put in its place meanwhile"))
 }
 
 /// A file as it was when it was opened.

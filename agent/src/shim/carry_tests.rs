@@ -324,3 +324,83 @@ async fn what_its_user_may_not_read_is_not_sent() {
     carrying.held(65_508, Area::file(place.file().to_str().unwrap(), Access::Read));
     assert_eq!(fault(&carrying.say(b"").await), Snag::Read);
 }
+
+/// What the shim makes of a process that said this and ended, with `.part` in the folder.
+fn settled(place: &Place, words: &[u8], with_file: bool, last: Option<Carried>) -> Option<Carried> {
+    let target = Target {
+        part: ".part".into(),
+        name: "app.conf".into(),
+        mode: 0o640,
+        artifact: Artifact { sha256: Hash::of(CONTENT), size: CONTENT.len() as u64 },
+        disown: false,
+    };
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let part = File::open(place.path.join(".part")).or_else(|_| File::open(place.file())).unwrap();
+    let fds: &[_] = if with_file { &[part.as_fd()] } else { &[] };
+    let mut text = words.to_vec();
+    text.extend(last.map(|last| serde_json::to_vec(&last).unwrap()).unwrap_or_default());
+    send(&theirs, &text, fds).unwrap();
+    let folder = File::open(&place.path).unwrap();
+    Report(ours).settle(&Transfer::Download(target), &folder, &Account::own())
+}
+
+#[test]
+fn what_was_in_its_place_before_the_process_was_killed_is_a_success() {
+    let place = Place::new();
+    put(&place.file(), CONTENT);
+    let carried = settled(&place, &[BEGUN, WHOLE], true, None).unwrap();
+    assert_eq!(carried.unwrap().sha256, Hash::of(CONTENT));
+    assert_eq!(place.names(), ["app.conf"]);
+}
+
+#[test]
+fn what_somebody_else_gave_the_name_is_none() {
+    let place = Place::new();
+    put(&place.file(), b"half");
+    assert_eq!(settled(&place, &[BEGUN], true, None), None);
+    let cut = settled(&place, &[BEGUN], true, Some(Err(cut()))).unwrap().unwrap_err();
+    assert_eq!(cut.fault, Snag::Cut);
+}
+
+#[test]
+fn what_was_killed_before_it_was_in_its_place_is_removed() {
+    let place = Place::new();
+    put(&place.path.join(".part"), CONTENT);
+    put(&place.file(), b"old");
+    assert_eq!(settled(&place, &[BEGUN, WHOLE], true, None), None);
+    assert_eq!(place.names(), ["app.conf"]);
+    assert_eq!(std::fs::read(place.file()).unwrap(), b"old");
+}
+
+#[test]
+fn nothing_stays_behind_of_what_never_was() {
+    let place = Place::new();
+    put(&place.path.join(".part"), b"somebody else's");
+    let why = unwritten(&io::Error::other("read-only"));
+    let told = settled(&place, &[], false, Some(Err(why.clone()))).unwrap();
+    assert_eq!((told, place.names()), (Err(why), vec![".part".to_owned()]));
+}
+
+#[test]
+fn what_a_killed_shim_left_is_nobodys() {
+    let place = Place::new();
+    let clear = |number| {
+        let folder = File::open(&place.path).unwrap();
+        clear_up(&folder, ".part", "app.conf", number).unwrap();
+    };
+    put(&place.path.join(".part"), b"half");
+    clear(None);
+    assert_eq!(place.names(), [""; 0]);
+    if !abilities().root {
+        eprintln!("not root: another user's file was not tried");
+        return;
+    }
+    let owner = || std::fs::metadata(place.file()).unwrap().uid();
+    put(&place.file(), CONTENT);
+    std::os::unix::fs::chown(place.file(), Some(65_507), Some(65_507)).unwrap();
+    clear(Some(65_506));
+    assert_eq!(owner(), 65_507, "that of another job");
+    clear(Some(65_507));
+    assert_eq!(owner(), 0);
+}

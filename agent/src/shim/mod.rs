@@ -38,6 +38,7 @@ mod source;
 mod watcher;
 
 pub use self::{
+    carry::clear_up,
     files::{Attempt, Left},
     keeper::{as_process, keep},
     launch::{Launcher, Prepared, Shim, Things, Trial},
