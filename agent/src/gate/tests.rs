@@ -300,3 +300,50 @@ fn a_rehearsal_asks_its_own_rules_whatever_comes_into_force() {
     assert_eq!(answers("/usr/bin/false"), ["NO_RULE", "ALLOWED"]);
     assert_eq!(gate.exec(&exec("/usr/bin/true"), now()).reason, "NO_POLICY");
 }
+
+#[test]
+fn no_race_of_links_leads_to_what_is_closed() {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    const ROUNDS: usize = 10_000;
+    let folder = Folder::new();
+    for place in ["way", "closed"] {
+        fs::create_dir(folder.path(place)).unwrap();
+        fs::copy("/usr/bin/true", folder.path(&format!("{place}/tool"))).unwrap();
+    }
+    std::os::unix::fs::symlink(folder.path("closed"), folder.path("link")).unwrap();
+    let (way, link) = (folder.path("way"), folder.path("link"));
+    let all = format!("{way}/*");
+    let gate = gate(&json!({
+        "exec": [{"id": "x", "effect": "allow", "path": all, "sha256": folder.hash("way/tool")}],
+        "file": [{"id": "f", "effect": "allow", "path": all, "access": ["read", "write"]}],
+    }));
+    let inode = |file: &File| Inode::of(&file.metadata().unwrap());
+    let closed =
+        ["closed", "closed/tool"].map(|name| inode(&File::open(folder.path(name)).unwrap()));
+    let (tool, new) = (format!("{way}/tool"), format!("{way}/new"));
+    let ask = || {
+        let opened = [
+            gate.exec(&exec(&tool), now()).opened.map(|program| inode(&program.file)),
+            gate.upload(&upload(&tool), now()).opened.map(|source| inode(&source.file)),
+            gate.download(&download(&new), now()).opened.map(|to| inode(&to.dir)),
+        ];
+        let led_astray = opened.iter().flatten().any(|opened| closed.contains(opened));
+        (led_astray, opened.iter().all(Option::is_some))
+    };
+    let stop = AtomicBool::new(false);
+    let swap = || renameat_with(CWD, &way, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+    let astray = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                swap();
+                swap();
+            }
+        });
+        let astray = (0..ROUNDS).filter(|_| ask().0).count();
+        stop.store(true, Ordering::Relaxed);
+        astray
+    });
+    assert_eq!(astray, 0);
+    assert_eq!(ask(), (false, true), "where it leads to what is open, all is allowed");
+}

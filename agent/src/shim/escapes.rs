@@ -51,6 +51,17 @@ const ATTACKS: &[Attack] = &[
         "ln -s $D/secret $D/open/l; grep -q key $D/open/l && echo ESCAPED",
     ),
     (
+        "read it through a link that another process changes, 10,000 times",
+        As::User,
+        "perl -e '$d = \"$ENV{D}/open\"; sub to { symlink $_[0], \"$d/n\"; \
+         rename \"$d/n\", \"$d/race\" } \
+         sub see { open F, \"<\", \"$d/race\" and <F> =~ /key/ and $seen = 1 } \
+         open F, \">\", \"$d/fine\"; close F; to(\"$d/fine\"); \
+         if ($p = fork) { for (1..10000) { see } kill 9, $p; wait; to(\"$ENV{D}/secret\"); see; \
+         print \"ESCAPED\" if $seen } \
+         else { while (1) { to(\"$ENV{D}/secret\"); to(\"$d/fine\") } }'",
+    ),
+    (
         "read it through a link where a rule's own file was",
         As::User,
         "grep -q key $D/out/planted && echo ESCAPED",
