@@ -79,11 +79,20 @@ pub fn prepare() -> Controls {
     for folder in folders(Path::new(ROOT)) {
         let groups = fs::read_dir(folder).into_iter().flatten().flatten();
         for group in groups.filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir())) {
-            // The kernel keeps one that has processes.
-            let _in_use = fs::remove_dir(group.path());
+            if !is_kept(&group.file_name().to_string_lossy(), Path::new("/proc")) {
+                // The kernel keeps one that has processes.
+                let _in_use = fs::remove_dir(group.path());
+            }
         }
     }
     controls
+}
+
+/// Whether the process that made a group is still there: it may be about to put its job there, and
+/// be another agent's.
+fn is_kept(group: &str, processes: &Path) -> bool {
+    let keeper = group.rsplit_once('.').and_then(|(_, pid)| pid.parse::<u32>().ok());
+    keeper.is_some_and(|pid| processes.join(pid.to_string()).exists())
 }
 
 fn folders(root: &Path) -> impl Iterator<Item = PathBuf> {
@@ -245,7 +254,7 @@ impl Group {
 }
 
 impl Drop for Group {
-    /// Empty by then; what is not, the next start of the agent takes away.
+    /// Empty by then; what is not, a later start of an agent takes away.
     fn drop(&mut self) {
         self.clear();
     }
@@ -279,6 +288,15 @@ mod tests {
         file(&jobs.join("pids.max"), "max\n");
         assert_eq!(find(Kind::Pids, root.path()), Some(Hierarchy::One(Kind::Pids, jobs)));
         assert_eq!(find(Kind::Cpu, root.path()), None);
+    }
+
+    #[test]
+    fn a_group_is_left_to_who_made_it() {
+        let processes = tempfile::tempdir().unwrap();
+        fs::create_dir(processes.path().join("77")).unwrap();
+        let kept = |group| is_kept(group, processes.path());
+        assert!(kept("job-1.77") && kept("a.b.77"));
+        assert!(!kept("job-1.78") && !kept("job-1") && !kept("77.x"));
     }
 
     #[test]

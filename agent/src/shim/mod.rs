@@ -51,6 +51,8 @@ pub use self::{
 };
 
 #[cfg(test)]
+mod attacks;
+#[cfg(test)]
 mod escapes;
 #[cfg(test)]
 mod tests;

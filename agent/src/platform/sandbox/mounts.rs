@@ -127,8 +127,12 @@ fn network(plan: &Plan) -> &'static [(&'static str, &'static [Access])] {
 
 /// What is only read can be read where it is.
 fn needs_view(path: &str, access: &BTreeSet<Access>) -> bool {
-    let hidden = OWN.iter().any(|own| Path::new(path).starts_with(own));
-    hidden || access.contains(&Access::Write) || access.contains(&Access::Execute)
+    is_own(path) || access.contains(&Access::Write) || access.contains(&Access::Execute)
+}
+
+/// Whether it lies where the job has a place of its own instead.
+fn is_own(path: &str) -> bool {
+    OWN.iter().any(|own| Path::new(path).starts_with(own))
 }
 
 fn view(path: &str, access: &BTreeSet<Access>) -> io::Result<Option<View>> {
@@ -141,7 +145,11 @@ fn view(path: &str, access: &BTreeSet<Access>) -> io::Result<Option<View>> {
         return Ok(None);
     }
     let Ok((place, is_dir)) = exact(path) else { return Ok(None) };
-    let tree = clone_of(&place).map_err(at(path))?;
+    let tree = match clone_of(&place) {
+        // It went meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        cloned => cloned.map_err(at(path))?,
+    };
     let mut attributes = attributes(access);
     if Path::new(path).starts_with("/dev") {
         attributes &= !libc::MOUNT_ATTR_NODEV;
@@ -196,9 +204,16 @@ fn attach(tree: impl AsFd, path: &str) -> io::Result<()> {
 fn put_back(path: &str, view: &View) -> io::Result<()> {
     forbid(&view.tree, "", view.attributes)?;
     if exact(path).is_err() {
+        if !is_own(path) {
+            // It went meanwhile, and nothing is made outside of what is the job's own.
+            return Ok(());
+        }
         make_way(path, view.is_dir)?;
     }
-    attach(&view.tree, path)
+    match attach(&view.tree, path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        attached => attached,
+    }
 }
 
 /// In a place that is the job's own and empty.
