@@ -136,7 +136,8 @@ impl Authorities {
         window: (Timestamp, Duration),
     ) -> Result<Issued, HubError> {
         let inner = self.lock();
-        issuer(&inner.plan, &inner.accepted)?.issue(request, agent_id, window)
+        let issued = issuer(&inner.plan, &inner.accepted)?.issue(request, agent_id, window)?;
+        Ok(Issued { authority: inner.plan.issuer, ..issued })
     }
 
     pub(crate) fn views(&self) -> Vec<AuthorityView> {

@@ -39,6 +39,8 @@ pub(crate) struct Issued {
     pub(crate) serial: String,
     /// From then on it is void.
     pub(crate) not_after: Timestamp,
+    /// Number of the authority.
+    pub(crate) authority: u32,
 }
 
 /// Why a certificate request is refused.
@@ -138,7 +140,12 @@ impl Authority {
         let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes).unwrap_or_default();
         let pem = params.signed_by(&request.public_key, &self.issuer)?.pem();
         let life = i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
-        Ok(Issued { pem, serial: hex::encode(serial), not_after: clock::shift(from, life) })
+        Ok(Issued {
+            pem,
+            serial: hex::encode(serial),
+            not_after: clock::shift(from, life),
+            authority: 1,
+        })
     }
 }
 

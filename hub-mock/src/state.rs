@@ -87,6 +87,13 @@ pub(crate) struct Certificate {
     /// Whether an agent has come with it.
     #[serde(default)]
     pub(crate) used: bool,
+    /// Number of the authority that issued it.
+    #[serde(default = "first")]
+    pub(crate) authority: u32,
+}
+
+const fn first() -> u32 {
+    1
 }
 
 /// Whether a certificate counts, whatever its dates say.

@@ -149,6 +149,12 @@ pub struct CertificateView {
     pub not_after: Timestamp,
     /// Whether it still counts.
     pub standing: Standing,
+    /// Number of the authority that issued it.
+    #[serde(default)]
+    pub authority: u32,
+    /// Whether the agent has come with it.
+    #[serde(default)]
+    pub used: bool,
 }
 
 impl AgentView {
@@ -161,6 +167,8 @@ impl AgentView {
             serial: c.serial.clone(),
             not_after: c.not_after,
             standing: c.standing,
+            authority: c.authority,
+            used: c.used,
         };
         Self {
             agent_id: id.to_owned(),

@@ -263,6 +263,7 @@ async fn a_certificate_of_a_dropped_authority_is_good_for_getting_another() {
     site.hub.turn_authorities(jtnt_hub_mock::Step::Next).await.unwrap();
     name_authorities(&site, true).await;
     heard(&site).await;
+    site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(0).unwrap();
     site.hub.set_fault(Route::Renew, Kind::InternalError, None).unwrap();
     site.hub.turn_authorities(jtnt_hub_mock::Step::Switch).await.unwrap();
     site.hub.hint_renewal(&site.id, false);
@@ -272,7 +273,7 @@ async fn a_certificate_of_a_dropped_authority_is_good_for_getting_another() {
     assert!(check.stdout.contains("no longer names the authority"), "{}", check.stdout);
     let plan = site.home.asked(&["cert", "plan"]).await.unwrap();
     assert_eq!(plan["rule"], "authority_dropped", "{plan}");
-    // A restart makes no difference.
+    // A restart makes no difference, nor that it was renewed a moment ago.
     agent.stop().await.unwrap();
     site.hub.clear_faults();
     let agent = site.home.start().await.unwrap();
@@ -298,5 +299,38 @@ async fn a_hub_of_an_authority_that_no_root_names_is_no_hub() {
     // Nobody has signed that the other authority counts, so this is no hub of its own.
     let status = site.home.asked(&["test-connection"]).await;
     assert!(status.is_err(), "{status:?}");
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_the_hub_shuts_out_says_so_and_comes_back_by_an_enrolment() {
+    let site = Site::ready(Hub::builder()).await;
+    site.home.configure(&json!({"heartbeat_interval_seconds": 1})).unwrap();
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    site.hub.turn_authorities(jtnt_hub_mock::Step::Next).await.unwrap();
+    name_authorities(&site, true).await;
+    heard(&site).await;
+    // As after a theft of the key: nobody is waited for.
+    site.hub.set_fault(Route::Renew, Kind::InternalError, None).unwrap();
+    site.hub.turn_authorities(jtnt_hub_mock::Step::Switch).await.unwrap();
+    site.hub.turn_authorities(jtnt_hub_mock::Step::Retire).await.unwrap();
+    agent.stop().await.unwrap();
+    let agent = site.home.start().await.unwrap();
+    eventually("health says that it is shut out", async || {
+        let page = agent.get("health_listen", "/health").await.map_err(|f| f.to_string())?;
+        let told = page.status == 503 && page.body.contains("NEEDS_REENROLL");
+        if told { Ok(()) } else { Err(page.body) }
+    })
+    .await
+    .unwrap();
+    let renewed = site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(1).unwrap();
+    assert!(renewed.stderr.contains("CLIENT_CERT_REFUSED"), "{}", renewed.stderr);
+    assert!(renewed.stderr.contains("jtnt-agent enroll --force"), "{}", renewed.stderr);
+    let token = site.token_file(&site.hub.token().await.unwrap());
+    let root = site.hub.root_file();
+    site.enrol_with(&token, &root, &["--force"]).await.exits(0).unwrap();
+    let ran = tokio::time::timeout(Duration::from_secs(10), site.run(exec("/usr/bin/true", &[])));
+    assert_eq!(ran.await.expect("jobs come at once").state, "ok");
     agent.stop().await.unwrap();
 }

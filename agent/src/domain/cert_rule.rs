@@ -84,11 +84,11 @@ pub struct Plan {
 pub fn plan(certificate: &Certificate, asked: Asked, now: Timestamp) -> Plan {
     let Certificate { not_before, not_after, .. } = *certificate;
     let life = certificate.life().as_secs();
-    let (renew_at, rule, why) = if asked != Asked::Nobody {
-        (now, Rule::Forced, "it was asked for".to_owned())
-    } else if certificate.authority_dropped {
+    let (renew_at, rule, why) = if certificate.authority_dropped && asked != Asked::Force {
         let why = "the root of roles no longer names the authority that issued it";
         (now, Rule::AuthorityDropped, why.to_owned())
+    } else if asked != Asked::Nobody {
+        (now, Rule::Forced, "it was asked for".to_owned())
     } else if let Some(picked) = certificate.picked_in_window {
         // However late that is, there is time for more than one try.
         let latest = later(not_after, -(life / 10));
@@ -103,9 +103,11 @@ pub fn plan(certificate: &Certificate, asked: Asked, now: Timestamp) -> Plan {
         let why = "30 days before it expires".to_owned();
         (later(not_after, -BEFORE_END), Rule::ThirtyDays, why)
     };
+    // No renewal brings another certificate of a dropped authority, so that is no loop.
+    let is_urgent = asked == Asked::Force || rule == Rule::AuthorityDropped;
     // A hub that hands out certificates that are due at once must not keep us renewing.
     match certificate.last_renewal.map(|last| later(last, life / 3)) {
-        Some(earliest) if earliest > renew_at && asked != Asked::Force => {
+        Some(earliest) if earliest > renew_at && !is_urgent => {
             let why = format!("{why}, but not within a third of its life after the last renewal");
             Plan { renew_at: earliest, rule, why }
         }
@@ -231,14 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn one_of_a_dropped_authority_is_renewed_at_once_but_not_in_a_loop() {
+    fn one_of_a_dropped_authority_is_renewed_at_once_whenever_it_came() {
         let certificate = Certificate { authority_dropped: true, ..of_days(365) };
         let now = at("2026-01-02T00:00:00Z");
         let planned = |certificate: &Certificate| plan(certificate, Asked::Nobody, now);
         assert_eq!(planned(&certificate).rule, Rule::AuthorityDropped);
         assert!(is_due(&planned(&certificate), false, now));
         let last_renewal = Some(at("2026-01-01T00:00:00Z"));
-        assert!(!is_due(&planned(&Certificate { last_renewal, ..certificate }), false, now));
+        assert!(is_due(&planned(&Certificate { last_renewal, ..certificate }), false, now));
     }
 
     #[test]

@@ -232,6 +232,9 @@ fn refused(reason: &str) -> Option<&'static str> {
             "NEEDS_REENROLL: the certificate has expired, and the hub has not renewed it yet; if it \
              does not, type: jtnt-agent enroll --force"
         }
+        "CLIENT_CERT_REFUSED" => {
+            "NEEDS_REENROLL: the hub refuses this certificate in TLS; type: jtnt-agent enroll --force"
+        }
         "CERTIFICATE_UNKNOWN" | "AGENT_UNKNOWN" => {
             "NEEDS_REENROLL: the hub does not know this certificate; type: jtnt-agent enroll --force"
         }

@@ -202,8 +202,8 @@ where
                 status.last_error = Some(SPARED.to_owned());
             }
             // That nobody answers makes no other answer of what was said before.
-            if let HubError::Refused { reason, .. } = error {
-                status.refused = Some(reason.clone());
+            if let Some(reason) = error.refusal() {
+                status.refused = Some(reason.to_owned());
             }
             status.next_attempt_at = Some(next);
             status.consecutive_failures = failures;

@@ -32,6 +32,9 @@ impl Step {
     }
 }
 
+/// The reason of a [`Fault`] by which the hub says in TLS that it does not take the certificate.
+pub const CLIENT_CERT_REFUSED: &str = "CLIENT_CERT_REFUSED";
+
 /// What went wrong on the way.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -83,6 +86,16 @@ impl HubError {
             Self::Unreachable(_) | Self::Deadline(_) | Self::BreakerOpen(_) => true,
             Self::Refused { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),
             Self::BadAnswer(_) => true,
+        }
+    }
+
+    /// Why the hub says no, in an answer or, of the certificate, in TLS.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Refused { reason, .. } => Some(reason),
+            Self::Unreachable(fault) => Some(fault.reason).filter(|r| *r == CLIENT_CERT_REFUSED),
+            Self::Deadline(_) | Self::BreakerOpen(_) | Self::BadAnswer(_) => None,
         }
     }
 
@@ -184,7 +197,7 @@ impl Fault {
             Tls::InvalidCertificate(bad) => return Self::certificate(host, bad),
             Tls::AlertReceived(alert) if about_our_certificate(*alert) => (
                 Step::ClientCertificate,
-                "CLIENT_CERT_REFUSED",
+                CLIENT_CERT_REFUSED,
                 format!("the hub refuses this agent's client cert: {alert:?}"),
                 "enrol again: jtnt-agent enroll --force",
             ),

@@ -32,7 +32,7 @@ use stack::{SharedBreaker, Stack, stack};
 
 pub use address::{Address, NotAnAddress};
 pub use body::Readable;
-pub use error::{Fault, HubError, Step};
+pub use error::{CLIENT_CERT_REFUSED, Fault, HubError, Step};
 pub use probe::ProbeStep;
 pub use routes::UploadPart;
 

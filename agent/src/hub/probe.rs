@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use tokio::time::timeout;
 
 use super::{
-    ANSWER, HubClient, HubError,
+    ANSWER, CLIENT_CERT_REFUSED, HubClient, HubError,
     connect::tcp,
     error::{Fault, Step},
     exchange::Exchange,
@@ -120,7 +120,7 @@ fn judged(answer: Result<(), HubError>) -> (Seen, Seen) {
                 _ => "enrol again: jtnt-agent enroll --force",
             };
             let message = format!("the hub refuses this agent's client cert: {detail}");
-            let refused = fault(Step::ClientCertificate, "CLIENT_CERT_REFUSED", message, advice);
+            let refused = fault(Step::ClientCertificate, CLIENT_CERT_REFUSED, message, advice);
             (Err(refused.clone()), Err(refused))
         }
         Err(HubError::Unreachable(f)) if f.step == Step::ClientCertificate => {

@@ -328,7 +328,7 @@ fn anchors(keyring: &Keyring, files: &files::Files) -> Result<Anchors, String> {
     let mut dropped = Vec::new();
     for ca in bundle {
         if !allowed.contains(&Hash::of(&ca)) {
-            tracing::warn!(
+            tracing::debug!(
                 sha256 = %Hash::of(&ca),
                 "the CA bundle holds a cert that the root of roles does not name; no hub is \
                  believed by it"

@@ -56,9 +56,13 @@ pub(super) async fn run(core: Arc<Core>, shutdown: CancellationToken) {
                 Err(error) => {
                     let pause = retry.wait(wanted(&error), &*core.deps.entropy);
                     tracing::debug!(%error, ?pause, "no jobs from the hub");
+                    let mut link = core.deps.link.clone();
+                    link.mark_unchanged();
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = core.poke.notified() => {}
+                        // What failed was said by another identity, or of another hub.
+                        Ok(()) = link.changed() => retry.succeeded(),
                     }
                 }
             }

@@ -5,7 +5,7 @@ use std::{borrow::Cow, io};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    hub::HubError,
+    hub::{CLIENT_CERT_REFUSED, HubError},
     identity::{IdentityError, x509::CertFault},
     runtime::lock::LockError,
 };
@@ -50,7 +50,7 @@ impl RenewError {
     }
 
     pub(super) fn not_due(at: Timestamp, why: &str) -> Self {
-        let message = format!("nothing to renew before {at} ({why})");
+        let message = format!("nothing to renew before {at:.0} ({why})");
         Self::new("NOT_DUE", message, "to renew all the same: jtnt-agent cert renew --force")
     }
 
@@ -87,6 +87,9 @@ impl RenewError {
     }
 
     fn of_hub(error: &HubError, message: String) -> Self {
+        if error.refusal() == Some(CLIENT_CERT_REFUSED) {
+            return Self::new(CLIENT_CERT_REFUSED, message, ENROL_AGAIN);
+        }
         let transient = error.is_transient();
         let HubError::Refused { reason, status, .. } = error else {
             return Self { transient, ..Self::new("HUB", message, LATER) };
@@ -153,7 +156,7 @@ impl RenewError {
     }
 
     pub(super) fn unproven(error: &HubError) -> Self {
-        let transient = error.is_transient();
+        let transient = error.is_transient() && error.refusal() != Some(CLIENT_CERT_REFUSED);
         let message = format!("the hub does not confirm that it takes the backup: {error}");
         let advice = if transient {
             "to go back without its word: jtnt-agent cert rollback --no-probe"

@@ -234,9 +234,17 @@ pub(super) enum CaCommand {
     /// Make another, and have the root name it beside those that count
     Next,
     /// Issue by the newest from now on, and ask agents to renew
-    Switch,
-    /// Have the root name only the one that issues, and take no others
-    Retire,
+    Switch {
+        /// Also where an agent has not told that it has the root that names it
+        #[arg(long)]
+        force: bool,
+    },
+    /// Have the root name only the one that issues; take no others once all agents have renewed
+    Retire {
+        /// Take no others now. Agents that have not renewed have to enrol again
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

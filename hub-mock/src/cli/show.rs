@@ -21,19 +21,24 @@ pub(super) async fn agents(desk: &Desk<'_>) -> Result<Verdict, HubError> {
     let agents: Vec<AgentView> = desk.client.get("/control/v1/agents").await?;
     desk.output.show(&agents, || {
         let row = |a: &AgentView| {
-            let seen = a.last_seen.map_or_else(|| "never".to_owned(), |at| at.to_string());
-            let policy = a.heartbeat.as_ref().map_or(0, |h| h.policy_version);
+            let seen = a.last_seen.map_or_else(|| "never".to_owned(), |at| format!("{at:.0}"));
+            let said = a.heartbeat.as_ref();
+            let told =
+                |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
+            let ca = a.certificates.last().map(|newest| u64::from(newest.authority));
             vec![
                 a.agent_id.clone(),
                 a.host.hostname.clone(),
                 a.host.agent_version.clone(),
-                policy.to_string(),
+                told(said.map(|h| h.policy_version)),
+                told(said.map(|h| h.root_version)),
+                told(ca),
                 a.open_jobs.to_string(),
                 seen,
             ]
         };
         let rows: Vec<_> = agents.iter().map(row).collect();
-        table(&["AGENT", "HOST", "VERSION", "POLICY", "JOBS", "LAST SEEN"], &rows)
+        table(&["AGENT", "HOST", "VERSION", "POLICY", "ROOT", "CA", "JOBS", "LAST SEEN"], &rows)
     })
 }
 

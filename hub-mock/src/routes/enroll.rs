@@ -56,6 +56,7 @@ pub(super) async fn enroll(
         core.record(&mut inner, Event::Enrolled { token, agent_id, agent })
     };
     core.durable(seq).await?;
+    core.hint_renewal(&asked.agent_id, false);
     Ok(Json(EnrollResponse {
         agent_id: asked.agent_id,
         certificate: issued.pem,
@@ -73,6 +74,7 @@ pub(super) fn certificate(issued: &Issued) -> Certificate {
         standing: Standing::Good,
         csr: None,
         used: false,
+        authority: issued.authority,
     }
 }
 
