@@ -207,22 +207,28 @@ pub enum Policy {
     Refresh,
     /// Would a program be allowed? Exit 1 when not
     CheckExec {
-        /// The program
-        path: String,
-        /// Its arguments
-        #[arg(value_name = "ARG", trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<String>,
+        /// The program and its arguments, to the end of the line
+        #[arg(
+            value_name = "PATH [ARG]...",
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true
+        )]
+        command: Vec<String>,
         /// What else the job would ask for
         #[command(flatten)]
         with: With,
     },
     /// Would a script be allowed? Exit 1 when not
     CheckScript {
-        /// The script; read here, only its hash is sent
-        file: PathBuf,
-        /// Its arguments
-        #[arg(value_name = "ARG", trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<String>,
+        /// The script, of which only the hash is sent, and its arguments, to the end of the line
+        #[arg(
+            value_name = "FILE [ARG]...",
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true
+        )]
+        command: Vec<String>,
         /// The interpreter; taken from the script's #! line when absent
         #[arg(long, value_name = "PATH")]
         interpreter: Option<String>,

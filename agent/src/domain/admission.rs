@@ -151,9 +151,7 @@ fn shape(job: &Job) -> Result<(), Refused> {
         return refuse(Reject::ValidTooLong, why);
     }
     secrets(job).map_err(malformed)?;
-    if job.limits.timeout_seconds == Some(0) {
-        return Err(malformed("limits.timeout_seconds is 0".to_owned()));
-    }
+    job.limits.check().map_err(malformed)?;
     work(&job.work).map_err(malformed)
 }
 

@@ -147,10 +147,17 @@ fn unstarted(error: Unstarted, fault: Snag) -> Ended {
 }
 
 /// The last word of a transfer's process, if it had one.
-pub(super) fn ended(carried: Carried) -> Ended {
+pub(super) fn ended(carried: Carried, entry: &Entry) -> Ended {
     match carried {
         Ok(artifact) => Ended { artifact: Some(artifact), ..Ended::of(Outcome::Ok) },
-        Err(why) => Ended::failed(why.reason(), why.message),
+        Err(why) => {
+            let user = entry.user.as_deref().unwrap_or("nobody");
+            let message = match why.fault {
+                Snag::Write | Snag::Read => format!("{}, as user {user}: {why}", entry.command),
+                Snag::Cut | Snag::Mismatch | Snag::Changed => why.to_string(),
+            };
+            Ended::failed(why.reason(), message)
+        }
     }
 }
 

@@ -345,7 +345,7 @@ pub(super) fn of_exit(
     // Whatever else came, the file is where it belongs then.
     let told = exit.carried.filter(|told| told.is_ok() || exit.cause == Cause::Ended);
     if let Some(told) = told {
-        return transfer::ended(told);
+        return transfer::ended(told, entry);
     }
     let ended = match exit.cause {
         Cause::Ended if exit.out_of_memory && exit.code != Some(0) => {

@@ -22,17 +22,24 @@ pub(super) async fn run(session: &mut Session<'_>, command: Cert) -> Outcome {
             let request = session.ask(pb::GetCertificateRequest {});
             let answer =
                 session.call("check the certificate", client.get_certificate(request)).await?;
-            let proof = if prove {
-                let request = session.ask(pb::ProveCertificateRequest {});
-                let what = "show the certificate to the hub";
-                Some(session.call(what, client.prove_certificate(request)).await?)
-            } else {
-                None
+            let request = session.ask(pb::ProveCertificateRequest {});
+            let proof = match prove {
+                true => {
+                    let what = "show the certificate to the hub";
+                    Some(session.call(what, client.prove_certificate(request)).await)
+                }
+                false => None,
+            };
+            let (proof, failure) = match proof {
+                Some(Err(failure)) => (None, Some(failure)),
+                Some(Ok(proof)) => (Some(proof), None),
+                None => (None, None),
             };
             let json = view::Certificate::of(&answer, proof.as_ref());
             let good = answer.status != "fail" && proof.as_ref().is_none_or(view::is_same);
             show(session, &json, |color| view::certificate(&answer, proof.as_ref(), now, color))?;
-            Ok(Exit::of(good))
+            // What is here is worth the more where the hub does not take it.
+            failure.map_or_else(|| Ok(Exit::of(good)), |failure| Err(failure.into()))
         }
         Cert::Plan => {
             let request = session.ask(pb::PlanRenewalRequest {});

@@ -29,9 +29,10 @@ pub(super) async fn run(session: &mut Session<'_>, command: Policy) -> Outcome {
         Policy::Learn { job } => learn(session, job).await,
         Policy::Show => policy_show(session).await,
         Policy::Refresh => refresh(session).await,
-        Policy::CheckExec { path, args, with } => exec(session, path, args, with).await,
-        Policy::CheckScript { file, args, interpreter, signers, with } => {
-            let script = Script::read(&file, interpreter)?;
+        Policy::CheckExec { command, with } => exec(session, command, with).await,
+        Policy::CheckScript { command, interpreter, signers, with } => {
+            let (file, args) = named(command)?;
+            let script = Script::read(Path::new(&file), interpreter)?;
             let With { env, run_as } = with;
             let request = pb::CheckScriptRequest {
                 interpreter: script.interpreter,
@@ -99,19 +100,29 @@ async fn learn(session: &mut Session<'_>, job_id: String) -> Outcome {
     Ok(if answer.complete { Exit::Done } else { Exit::Incomplete })
 }
 
-async fn exec(session: &mut Session<'_>, path: String, args: Vec<String>, with: With) -> Outcome {
-    // Silently they would be the program's, and the answer one about something else.
-    const OURS: [&str; 5] = ["-o", "--output", "--socket", "--env", "--run-as"];
+/// What is asked about, and its arguments. Silently, options of ours among these would be the
+/// program's, and the answer one about something else.
+fn named(command: Vec<String>) -> Result<(String, Vec<String>), Failure> {
+    const OURS: &[&str] =
+        &["-o", "--output", "--socket", "--env", "--run-as", "--interpreter", "--signer"];
+    let mut command = command.into_iter();
+    let path = command.next().unwrap_or_default();
+    let args: Vec<String> = command.collect();
     let mistaken = args.iter().find(|arg| OURS.contains(&arg.as_str()));
     if let Some(flag) = mistaken
         && !std::env::args_os().any(|word| word == "--")
     {
         let why = format!(
-            "{flag} stands after {path}: put it before the program, or write `--` before the \
-             program if it is one of its arguments"
+            "{flag} stands after {path}: put it before that, or write `--` before {path} if it is \
+             one of its arguments"
         );
-        return Err(Failure::new(Exit::Usage, "check a program", why).into());
+        return Err(Failure::new(Exit::Usage, "check a program", why));
     }
+    Ok((path, args))
+}
+
+async fn exec(session: &mut Session<'_>, command: Vec<String>, with: With) -> Outcome {
+    let (path, args) = named(command)?;
     let With { env, run_as } = with;
     let env = env.into_iter().collect();
     let run_as = run_as.unwrap_or_default();

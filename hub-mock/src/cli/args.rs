@@ -101,6 +101,12 @@ pub(super) struct JobOptions {
     /// The user it runs as
     #[arg(long, value_name = "USER")]
     pub(super) run_as: Option<String>,
+    /// Where it begins, instead of `/`; programs and scripts
+    #[arg(long, value_name = "PATH")]
+    pub(super) cwd: Option<String>,
+    /// What it asks for at most, e.g. memory_bytes=100000000; as in `limits` of a policy
+    #[arg(long = "limit", value_name = "NAME=NUMBER", value_parser = pair)]
+    pub(super) limits: Vec<(String, String)>,
     /// A secret, read from a file: the job finds it in the open descriptor that
     /// JTNT_SECRET_NAME_FD names
     #[arg(long = "secret", value_name = "NAME=FILE", value_parser = pair)]

@@ -14,6 +14,7 @@ use jtnt_proto::{
     bytes::Hash,
     hub::{Output, OutputStream},
     job::{Artifact, Download, Exec, Job, Script, SealedSecret, SecretDelivery, Upload, Work},
+    policy::Limits,
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -47,7 +48,7 @@ pub(super) async fn run(desk: &Desk<'_>, command: JobCommand) -> Result<Verdict,
                 path: command.next().unwrap_or_default(),
                 args: command.collect(),
                 env: env.into_iter().collect(),
-                cwd: None,
+                cwd: options.cwd.clone(),
                 run_as: options.run_as.clone(),
             });
             submit(desk, options, work, None).await
@@ -92,7 +93,8 @@ async fn script(
         None
     };
     let run_as = options.run_as.clone();
-    Ok(Work::Script(Script { interpreter, content, args, env, cwd: None, run_as, endorsement }))
+    let cwd = options.cwd.clone();
+    Ok(Work::Script(Script { interpreter, content, args, env, cwd, run_as, endorsement }))
 }
 
 async fn submit(
@@ -104,7 +106,7 @@ async fn submit(
     let agent_id = desk.client.agent(options.agent.clone()).await?;
     let operator = desk.operator()?;
     let mut job = operator.job(&agent_id, work)?;
-    job.limits.timeout_seconds = options.timeout;
+    job.limits = limits(&options)?;
     job.stream_output = options.stream && matches!(job.work, Work::Exec(_) | Work::Script(_));
     // Whoever publishes a policy and then signs a job means the job to meet that policy.
     let current: CurrentPolicy = desk.client.get("/control/v1/policy").await?;
@@ -112,7 +114,9 @@ async fn submit(
     job.secrets = secrets(desk, &job, &options).await?;
     let wish = Enqueue { agent_id, envelope: operator.sign_job(&job) };
     let taken: JobView = desk.client.post("/control/v1/jobs", &wish).await?;
-    if !options.wait && !options.stream {
+    if options.wait || options.stream {
+        desk.output.note(&format!("{}; it goes on if this is interrupted", taken.job_id));
+    } else {
         return desk.output.show(&taken.summary(), || format!("{}\n", taken.job_id));
     }
     let mut seen = taken;
@@ -137,6 +141,21 @@ async fn until_end(desk: &Desk<'_>, mut job: JobView) -> Result<JobView, HubErro
         job = get(desk, &job.job_id, 30).await?;
     }
     Ok(job)
+}
+
+/// What the job asks for, as its signer would write it.
+fn limits(options: &JobOptions) -> Result<Limits, HubError> {
+    let refused = |why: String| HubError::refused("LIMIT", why);
+    let mut asked = serde_json::Map::new();
+    for (name, number) in &options.limits {
+        let number: u64 = number.parse().map_err(|e| refused(format!("{name}={number}: {e}")))?;
+        asked.insert(name.clone(), number.into());
+    }
+    let limits: Limits =
+        serde_json::from_value(asked.into()).map_err(|e| refused(e.to_string()))?;
+    let limits = Limits { timeout_seconds: options.timeout.or(limits.timeout_seconds), ..limits };
+    limits.check().map_err(refused)?;
+    Ok(limits)
 }
 
 /// Reads and seals what the job shall know.

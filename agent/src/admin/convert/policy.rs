@@ -5,7 +5,7 @@ use prost::Message as _;
 
 use super::time;
 use crate::{
-    domain::policy::learn::Learned,
+    domain::{enforcement::Enforcement, policy::learn::Learned},
     gate::Ruling,
     jobs::{Change, Comparison},
 };
@@ -29,7 +29,12 @@ pub(in crate::admin) fn decision<T>(ruling: Ruling<T>) -> pb::Decision {
         sha256: ruling.sha256.map(|hash| hash.to_string()).unwrap_or_default(),
         considered: considered.collect(),
         monitored: ruling.monitored,
-        enforcement: ruling.enforcement.to_string(),
+        // Of what is refused before any rule there is nothing to hold.
+        enforcement: if ruling.allowed || ruling.enforcement != Enforcement::None {
+            ruling.enforcement.to_string()
+        } else {
+            String::new()
+        },
         policy_version: ruling.policy_version,
         run_as: ruling.run_as.unwrap_or_default(),
     }
