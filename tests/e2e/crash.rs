@@ -311,3 +311,36 @@ async fn a_download_whose_process_was_killed_is_told_and_leaves_nothing() {
     assert_eq!(fs::read_dir(site.home.files()).unwrap().count(), 0);
     agent.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_damaged_journal_is_put_aside_and_nothing_of_it_runs_again() {
+    let site = Site::ready(Hub::builder()).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    let ran = site.order(exec("/usr/bin/true", &[]), |_| {}).await;
+    assert_eq!(site.end_of(&ran).await.state, "ok");
+    agent.stop().await.unwrap();
+    let journal = site.home.state().join("jobs.redb");
+    let mut bytes = fs::read(&journal).unwrap();
+    for page in bytes.chunks_mut(4096).skip(2) {
+        page[100..160].fill(0x5a);
+    }
+    fs::remove_file(&journal).unwrap();
+    crate::support::put(&journal, &bytes).unwrap();
+    let agent = site.home.start().await.unwrap();
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    let kept = fs::read_dir(site.home.state()).unwrap().map(|file| file.unwrap().file_name());
+    let kept: Vec<_> = kept.filter_map(|name| name.into_string().ok()).collect();
+    assert!(kept.iter().any(|name| name.starts_with("jobs.redb.damaged-")), "{kept:?}");
+    let degraded: Vec<_> =
+        site.audit().into_iter().filter(|line| line["event"] == "degraded").collect();
+    assert_eq!(degraded[0]["details"]["what"], "journal", "{degraded:?}");
+    // Signed before the new journal began, so it may have run.
+    let replayed = site.order(exec("/usr/bin/true", &[]), |job| {
+        job.issued_at = crate::site::hence(-3600);
+        job.not_before = job.issued_at;
+    });
+    let view = site.end_of(&replayed.await).await;
+    assert_eq!(view.state.as_str(), "rejected", "{view:?}");
+    agent.stop().await.unwrap();
+}

@@ -32,7 +32,7 @@ use crate::{
         tasks::{Essential, Tasks},
     },
     shim::Launcher,
-    store::{Journal, StoreError, time::TrustedTime},
+    store::{Journal, OpenError, StoreError, time::TrustedTime},
     telemetry::metrics::Metrics,
 };
 
@@ -69,6 +69,8 @@ pub(super) struct State {
     pub(super) audit: Audit,
     pub(super) journal: Journal,
     pub(super) time: TrustedTime,
+    /// A damaged journal that this one took the place of.
+    pub(super) lost: Option<PathBuf>,
 }
 
 /// The parts, put together and not yet at work.
@@ -259,10 +261,22 @@ impl State {
         let Base { config, clock, entropy, zone, .. } = base;
         let (agent_id, audit) = open_audit(config, zone, clock, entropy)?;
         let failed = |e: StoreError| Failure::new(Exit::Io, "open the journal", e.0);
-        let journal =
-            Journal::open(&config.paths().journal(), Arc::clone(clock)).map_err(failed)?;
+        let path = config.paths().journal();
+        let (journal, lost) = match Journal::open(&path, Arc::clone(clock)) {
+            // Without an agent the machine could not even be asked. What may have run is refused by
+            // the date of the new journal.
+            Err(OpenError::Damaged(why)) => {
+                let aside = Journal::put_aside(&path, clock.now());
+                let aside = aside
+                    .map_err(|e| Failure::new(Exit::Io, "put a journal aside", e.to_string()))?;
+                tracing::error!("{why}: it is {} now", aside.display());
+                (Journal::open(&path, Arc::clone(clock)), Some(aside))
+            }
+            opened => (opened, None),
+        };
+        let journal = journal.map_err(|e| failed(e.into()))?;
         let time = TrustedTime::load(journal.clone(), Arc::clone(clock)).map_err(failed)?;
-        Ok(Self { agent_id, audit, journal, time })
+        Ok(Self { agent_id, audit, journal, time, lost })
     }
 }
 

@@ -129,6 +129,14 @@ async fn record_start(core: &Core) {
     if let Err(error) = core.state.audit.append(record).await {
         tracing::error!(%error, "no job starts until the audit log can be written");
     }
+    let Some(aside) = &core.state.lost else { return };
+    let mut record = Record::of(Event::Degraded)
+        .detail("what", "journal")
+        .detail("put_aside", aside.display().to_string());
+    (record.status, record.origin) = (Some(Status::Error), Some("agent"));
+    if let Err(error) = core.state.audit.append(record).await {
+        tracing::error!(%error, "that a journal was put aside is not in the audit log");
+    }
 }
 
 /// The agent's work: identity, heartbeat, policy, jobs.

@@ -239,6 +239,11 @@ impl Task {
         self.metrics.cert_next_renewal.set(at);
         let begins = self.current().map_or(0.0, |identity| seconds(identity.cert.not_before));
         self.metrics.cert_not_before.set(begins);
+        // Also what an earlier run of the agent did.
+        let renewed = self.current().and_then(|identity| self.facts(&identity).last_renewal);
+        if let Some(at) = renewed {
+            self.metrics.cert_last_success.set(seconds(at));
+        }
         self.status.send_modify(|status| status.plan = planned);
     }
 

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, StorageError};
 use tokio::sync::broadcast;
 
-use super::{Counts, StoreError, tables};
+use super::{Counts, OpenError, StoreError, tables};
 use crate::{domain::job::Entry, runtime::durable};
 
 /// Pages kept in memory. The journal is small and read rarely; the default would be a gigabyte.
@@ -41,8 +41,8 @@ impl std::fmt::Debug for Shared {
 
 impl Shared {
     /// Opens or creates the file; also returns when it was created.
-    pub(super) fn open(path: &Path, now: Timestamp) -> Result<(Self, Timestamp), StoreError> {
-        prepare(path)?;
+    pub(super) fn open(path: &Path, now: Timestamp) -> Result<(Self, Timestamp), OpenError> {
+        prepare(path).map_err(OpenError::Other)?;
         let opened = open(path, now)?;
         let shared = Self {
             path: path.to_owned(),
@@ -64,7 +64,7 @@ impl Shared {
             return Err(StoreError(format!("{} is gone; restart the agent", self.path.display())));
         }
         // The file holds its own date, so the one given here is not used.
-        let opened = open(&self.path, Timestamp::UNIX_EPOCH)?;
+        let opened = open(&self.path, Timestamp::UNIX_EPOCH).map_err(StoreError::from)?;
         self.set_counts(opened.counts);
         *slot = Some(opened.db);
         Ok(())
@@ -138,7 +138,7 @@ struct Opened {
     created_at: Timestamp,
 }
 
-fn open(path: &Path, now: Timestamp) -> Result<Opened, StoreError> {
+fn open(path: &Path, now: Timestamp) -> Result<Opened, OpenError> {
     let work = || {
         let db = Database::builder()
             .set_cache_size(CACHE_BYTES)
@@ -154,14 +154,15 @@ fn open(path: &Path, now: Timestamp) -> Result<Opened, StoreError> {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "what redb adds is damage until known better")]
-fn refusal(path: &Path, error: &DatabaseError) -> StoreError {
+fn refusal(path: &Path, error: &DatabaseError) -> OpenError {
+    let other = |why: String| OpenError::Other(StoreError(why));
     match error {
-        DatabaseError::DatabaseAlreadyOpen => StoreError(format!(
+        DatabaseError::DatabaseAlreadyOpen => other(format!(
             "{} is in use by another process, probably a running agent; ask that one (jtntctl), \
              or stop it first (jtnt-agent service stop)",
             path.display()
         )),
-        DatabaseError::UpgradeRequired(version) => StoreError(format!(
+        DatabaseError::UpgradeRequired(version) => other(format!(
             "{} has database format {version}, which this agent does not read; run the agent \
              that wrote it",
             path.display()
@@ -169,29 +170,29 @@ fn refusal(path: &Path, error: &DatabaseError) -> StoreError {
         DatabaseError::Storage(StorageError::Io(e))
             if e.kind() != std::io::ErrorKind::InvalidData =>
         {
-            StoreError(format!("{}: {e}", path.display()))
+            other(format!("{}: {e}", path.display()))
         }
-        other => damaged(path, &other.to_string()),
+        damage => damaged(path, &damage.to_string()),
     }
 }
 
-fn unreadable(path: &Path, error: &tables::BeginError) -> StoreError {
+fn unreadable(path: &Path, error: &tables::BeginError) -> OpenError {
     match error {
-        tables::BeginError::Newer(found) => StoreError(format!(
+        tables::BeginError::Newer(found) => OpenError::Other(StoreError(format!(
             "{} was written by a newer agent (format {found}, this one knows {}); run that \
              agent again, or move the file away and start with an empty journal",
             path.display(),
             tables::FORMAT
-        )),
+        ))),
         tables::BeginError::Foreign => damaged(path, "it is a database, but no journal"),
         tables::BeginError::Database(e) => damaged(path, &e.to_string()),
     }
 }
 
-fn damaged(path: &Path, what: &str) -> StoreError {
+fn damaged(path: &Path, what: &str) -> OpenError {
     let path = path.display();
-    StoreError(format!(
-        "{path} cannot be read: {what}. It was left as it is. To start with an empty journal: \
-         mv {path} {path}.damaged; jobs issued before that are then refused as replays"
-    ))
+    OpenError::Damaged(StoreError(format!(
+        "{path} cannot be read: {what}. It was left as it is; jtnt-agent run puts it aside and \
+         starts with an empty journal, which refuses jobs issued before that as replays"
+    )))
 }

@@ -104,9 +104,9 @@ async fn damage_is_told_and_never_wiped() {
     overwritten[4096..].fill(0xa5);
     for bytes in [overwritten, whole[..whole.len() / 2].to_vec()] {
         let copy = dir.path().join("damaged");
-        crate::runtime::durable::replace(&copy, &bytes, 0o600).unwrap();
+        durable::replace(&copy, &bytes, 0o600).unwrap();
         let refused = open(&copy).unwrap_err().to_string();
-        assert!(refused.contains("To start with an empty journal: mv "), "{refused}");
+        assert!(refused.contains("jtnt-agent run puts it aside"), "{refused}");
         assert_eq!(fs::read(&copy).unwrap().len(), bytes.len());
     }
 }

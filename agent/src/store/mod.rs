@@ -10,7 +10,11 @@ mod tables;
 pub mod time;
 mod writer;
 
-use std::{path::Path, sync::Arc, thread::JoinHandle};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+};
 
 use jiff::Timestamp;
 use redb::ReadableTable as _;
@@ -26,7 +30,7 @@ use crate::{
         ids::JobId,
         job::{Entry, State},
     },
-    runtime::{clock::SharedClock, tasks},
+    runtime::{clock::SharedClock, durable, tasks},
 };
 
 /// How many changes wait for the writer before their senders do.
@@ -39,6 +43,25 @@ pub const SKEW: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("journal: {0}")]
 pub struct StoreError(pub String);
+
+/// Why a journal was not opened.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OpenError {
+    /// What is in the file is no journal any more.
+    #[error(transparent)]
+    Damaged(StoreError),
+    /// The file may be whole: it cannot be read now, is in use, or of a newer agent.
+    #[error(transparent)]
+    Other(StoreError),
+}
+
+impl From<OpenError> for StoreError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Damaged(error) | OpenError::Other(error) => error,
+        }
+    }
+}
 
 /// What became of a new job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +112,19 @@ impl Drop for Inner {
 }
 
 impl Journal {
+    /// Gives a damaged file another name, beside those of earlier damages; which one.
+    ///
+    /// # Errors
+    /// As the system's; the file has its name then.
+    pub fn put_aside(path: &Path, now: Timestamp) -> std::io::Result<PathBuf> {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(format!(".damaged-{}", now.strftime("%Y%m%dT%H%M%SZ")));
+        let aside = PathBuf::from(aside);
+        std::fs::rename(path, &aside)?;
+        durable::sync_parent(path)?;
+        Ok(aside)
+    }
+
     /// Opens or creates the database and starts its writer thread, which ends when the last
     /// handle goes.
     ///
@@ -96,12 +132,12 @@ impl Journal {
     /// When the file cannot be opened, is open elsewhere, is damaged, is no journal, or was
     /// written by a newer agent. It is never emptied.
     #[expect(clippy::needless_pass_by_value, reason = "handed in by the composition root")]
-    pub fn open(path: &Path, clock: SharedClock) -> Result<Self, StoreError> {
+    pub fn open(path: &Path, clock: SharedClock) -> Result<Self, OpenError> {
         let (shared, created_at) = Shared::open(path, clock.now())?;
         let shared = Arc::new(shared);
         let (commands, queue) = mpsc::channel(QUEUE);
         let of_writer = Arc::clone(&shared);
-        let no_thread = |e| StoreError(format!("no thread for its writer: {e}"));
+        let no_thread = |e| OpenError::Other(StoreError(format!("no thread for its writer: {e}")));
         let clock = writer::clock().map_err(no_thread)?;
         let writer = tasks::thread("journal", move || writer::run(&of_writer, queue, &clock))
             .map_err(no_thread)?;

@@ -223,6 +223,9 @@ pub(crate) fn show(job: &pb::Job, now: Timestamp, color: bool) -> String {
     table.pair_if("Type", view.kind.unwrap_or_default());
     table.pair_if("Command", view.command.unwrap_or_default());
     table.pair_if("User", view.user.unwrap_or_default());
+    if view.attempt > 1 {
+        table.pair("Attempt", view.attempt.to_string());
+    }
     table.pair("Ended by", ending(&view));
     table.pair_if("Reason", view.reason.unwrap_or_default());
     table.pair_if("Message", view.message.unwrap_or_default());

@@ -34,7 +34,8 @@ pub(in crate::app) async fn run(
     let entropy: SharedEntropy = Arc::new(SystemEntropy);
     let (_, audit) = open_audit(&config, &TimeZone::system(), &clock, &entropy)?;
     let store = |e: crate::store::StoreError| Failure::new(Exit::Io, "reset the clock", e.0);
-    let journal = Journal::open(&config.paths().journal(), Arc::clone(&clock)).map_err(store)?;
+    let journal = Journal::open(&config.paths().journal(), Arc::clone(&clock))
+        .map_err(|e| store(e.into()))?;
     let mut record = Record::of(Event::ConfigChanged);
     (record.status, record.origin) = (Some(Status::Success), Some("local"));
     record.object = Some("clock".to_owned());
