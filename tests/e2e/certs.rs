@@ -31,6 +31,7 @@ async fn an_operator_renews_proves_and_goes_back() {
     let second = site.home.asked(&["cert", "check", "--prove"]).await.unwrap();
     assert_ne!(second["serial"], first["serial"]);
     assert_eq!(second["serial"], second["proof"]["seen_serial"]);
+    assert_eq!(second["backup"]["serial"], first["serial"], "{second}");
     // The other identity is in use at once, everywhere.
     let serial = second["serial"].as_str().unwrap().to_owned();
     site.hub.await_request(|r: &Recorded| r.serial.as_deref() == Some(&serial)).await;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     domain::cert_rule::Certificate,
-    identity::{CertInfo, Paths},
+    identity::{CertInfo, Pair, Paths, x509},
     runtime::durable,
 };
 
@@ -70,6 +70,26 @@ pub fn facts(paths: &Paths, cert: &CertInfo) -> Certificate {
         authority_dropped: cert.authority_dropped,
         last_renewal: known.filter(|known| known.renewed).map(|known| known.received_at),
     }
+}
+
+/// The certificate before, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    /// What it says.
+    pub cert: CertInfo,
+    /// Until when it is kept at least.
+    pub kept_until: Timestamp,
+}
+
+/// The backup, where there is one that can be read.
+#[must_use]
+pub fn backup(paths: &Paths) -> Option<Backup> {
+    let pair = Pair::read(&paths.client_crt_backup(), &paths.client_key_backup()).ok()??;
+    let chain = x509::certificates(&pair.crt).ok()?;
+    let cert = x509::info(chain.first()?).ok()?;
+    let since = paths.client_crt_backup().metadata().and_then(|meta| meta.modified()).ok()?;
+    let kept_until = Timestamp::try_from(since).ok()?.saturating_add(BACKUP_KEPT).ok()?;
+    Some(Backup { cert, kept_until })
 }
 
 /// Removes a backup whose time is over; whether there was one.

@@ -21,7 +21,7 @@ use jtnt_proto::{
 use self::pending::Pending;
 pub use self::{
     error::RenewError,
-    keep::{Known, clean_backup, facts},
+    keep::{Backup, Known, backup, clean_backup, facts},
     task::{Renewal, RenewalStatus, Report, Task},
 };
 use crate::{

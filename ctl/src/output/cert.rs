@@ -29,7 +29,19 @@ pub(crate) struct Certificate<'a> {
     problems: &'a [String],
     path: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    backup: Option<Backup<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     proof: Option<Proof<'a>>,
+}
+
+/// The one before.
+#[derive(Debug, Serialize)]
+struct Backup<'a> {
+    serial: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_after: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept_until: Option<Timestamp>,
 }
 
 /// What the hub says of it.
@@ -69,6 +81,11 @@ impl<'a> Certificate<'a> {
             key_matches: c.key_matches,
             problems: &c.problems,
             path: &c.path,
+            backup: c.backup.as_ref().map(|before| Backup {
+                serial: &before.serial,
+                not_after: time(before.not_after.as_ref()),
+                kept_until: time(before.kept_until.as_ref()),
+            }),
         }
     }
 }
@@ -91,6 +108,10 @@ pub(crate) fn certificate(
     table.pair("Chain", yes(view.chain_ok, "leads to the hub's CA", "does not lead to the CA"));
     table.pair("Key", yes(view.key_matches, "matches", "does not match"));
     table.pair("File", view.path);
+    if let Some(before) = &view.backup {
+        let kept = human::when_or_dash(before.kept_until, now);
+        table.pair("Backup", format!("{}, kept until {kept}", before.serial));
+    }
     if let Some(proof) = proof {
         let seen = match &*proof.seen_serial {
             "" => "takes it; it does not tell which serial it saw".to_owned(),

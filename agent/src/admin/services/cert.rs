@@ -15,7 +15,7 @@ use crate::{
         health,
     },
     identity::{self, IdentityError, Paths},
-    renewal::{RenewError, Replaced, Report, Step, facts},
+    renewal::{RenewError, Replaced, Report, Step, backup, facts},
 };
 
 pub(super) struct Cert(pub(super) Deps);
@@ -37,7 +37,8 @@ impl CertService for Cert {
         let s = self.0.overview.sources();
         let paths = Paths { data_dir: s.data_dir.clone() };
         let path = paths.client_crt().display().to_string();
-        let seen = blocking(move || identity::inspect(&paths)).await?;
+        let look = move || (identity::inspect(&paths), backup(&paths));
+        let (seen, backup) = blocking(look).await?;
         // Without an enrolment there is nothing whose chain or key could be wrong.
         let unenrolled = || matches!(&*s.identity.borrow(), Err(IdentityError::NotEnrolled));
         if seen.info.is_none() && unenrolled() {
@@ -68,6 +69,11 @@ impl CertService for Cert {
             key_matches: seen.key_matches,
             problems,
             path,
+            backup: backup.map(|before| pb::CertBackup {
+                serial: before.cert.serial,
+                not_after: Some(convert::time(before.cert.not_after)),
+                kept_until: Some(convert::time(before.kept_until)),
+            }),
         }))
     }
 

@@ -276,6 +276,11 @@ impl pb::cert_service_server::CertService for Fake {
             key_matches: false,
             problems: vec!["the key belongs to another certificate".into()],
             path: "/var/lib/jtnt-agent/certs/client.crt".into(),
+            backup: Some(pb::CertBackup {
+                serial: "070809".into(),
+                not_after: at(DAY),
+                kept_until: at(6 * DAY),
+            }),
         })
         .await
     }
