@@ -38,6 +38,7 @@ pub use self::{
     cache::{CacheStatus, Cleaned},
     core::{Config, Deps, Refresh},
     rehearse::{Change, Comparison, Tally},
+    users::fault_of_user,
 };
 pub use crate::shim::{Part, Stream};
 use crate::{

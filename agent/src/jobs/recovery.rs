@@ -75,7 +75,7 @@ async fn resolve(core: &Arc<Core>, entry: Entry) -> Result<(), StoreError> {
         return adopt(core, entry, &result).await;
     }
     let (found, kept) = look(core, &entry).await;
-    // Of these, nobody could.
+    // No shim was left to clear up after it.
     if entry.kind == "download" && matches!(found, Found::Begun | Found::OtherBoot) {
         remove_part(core, &entry).await;
     }

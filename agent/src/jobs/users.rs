@@ -160,6 +160,17 @@ pub(super) fn identify(run_as: Option<&str>, pool: &Pool) -> Result<Identity, No
         let lease = pool.lease().ok_or(NoUser::Exhausted)?;
         return Ok(Identity { account: Account::numbered(lease.uid), lease: Some(lease) });
     };
+    Ok(Identity { account: named(name, own)?, lease: None })
+}
+
+/// Why a job of this user would fail, if it would. Asks the user database, so it blocks.
+#[must_use]
+pub fn fault_of_user(name: &str) -> Option<String> {
+    let none = named(name, Account::own()).err()?;
+    Some(format!("{none} ({})", none.reason()))
+}
+
+fn named(name: &str, own: Account) -> Result<Account, NoUser> {
     let found = Account::named(name)
         .map_err(|e| NoUser::Database(name.to_owned(), e.to_string()))?
         .ok_or_else(|| NoUser::Unknown(name.to_owned()))?;
@@ -170,12 +181,19 @@ pub(super) fn identify(run_as: Option<&str>, pool: &Pool) -> Result<Identity, No
     if found.uid == 0 && name != "root" {
         return Err(NoUser::Root(name.to_owned()));
     }
-    Ok(Identity { account: found, lease: None })
+    Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_that_cannot_be_had_is_told_beforehand() {
+        let fault = fault_of_user("no-such-user-here").unwrap();
+        assert!(fault.ends_with("(USER_UNKNOWN)"), "{fault}");
+        assert_eq!(fault_of_user(&Account::own().name), None);
+    }
 
     #[test]
     fn no_two_jobs_share_a_user_and_a_number_rests() {

@@ -25,6 +25,7 @@ use crate::{
     },
     gate::{Gate, Ruling},
     jobs::SeenError,
+    jobs::fault_of_user,
     platform::paths::resolve,
     policy::{candidate, document},
 };
@@ -39,8 +40,16 @@ impl Policy {
     ) -> Result<Option<pb::Decision>, Status> {
         let s = self.0.overview.sources();
         let (gate, now) = (s.gate.clone(), s.time.now());
-        let ruling = blocking(move || question(&gate, now)).await?;
-        Ok(Some(convert::decision(ruling)))
+        let ruled = move || {
+            let mut ruling = question(&gate, now);
+            let user = ruling.run_as.as_deref().filter(|_| ruling.allowed);
+            if let Some(fault) = user.and_then(fault_of_user) {
+                // The policy's word stays what it is.
+                ruling.message = format!("{}; but the job would fail: {fault}", ruling.message);
+            }
+            ruling
+        };
+        Ok(Some(convert::decision(blocking(ruled).await?)))
     }
 }
 
