@@ -97,7 +97,7 @@ impl Ended {
 
     /// A transfer whose other side went.
     pub(super) fn cut() -> Self {
-        Self::failed(Snag::Cut.reason(), "it was cut short")
+        Self::failed(Snag::Cut.reason(), "it was cut short; order it again")
     }
 
     pub(super) fn is_cut(&self) -> bool {

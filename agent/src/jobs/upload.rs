@@ -98,14 +98,14 @@ pub(super) async fn append<R>(
 where
     R: AsyncRead + Send + Unpin + 'static,
 {
-    let offset = hub.upload(id, name, UploadPart::Ask).await?;
-    if offset.received > size {
-        return Err(Stopped::TooMuch(offset.received));
+    let state = hub.upload(id, name, UploadPart::Ask).await?;
+    if state.received > size {
+        return Err(Stopped::TooMuch(state.received));
     }
-    if offset.complete || offset.received == size {
+    if state.complete || state.received == size {
         return Ok(());
     }
-    let (offset, length) = (offset.received, size - offset.received);
+    let (offset, length) = (state.received, size - state.received);
     let bytes = Box::new(open(offset).await.map_err(Stopped::Unread)?);
     let state = hub.upload(id, name, UploadPart::Append { bytes, offset, length }).await?;
     if state.received == size { Ok(()) } else { Err(Stopped::Elsewhere) }

@@ -237,7 +237,10 @@ fn unread(error: &io::Error) -> Uncarried {
 }
 
 fn cut() -> Uncarried {
-    Uncarried::new(Snag::Cut, "the agent ended, or gave it up, before all was there")
+    Uncarried::new(
+        Snag::Cut,
+        "the agent ended, or gave it up, before all was there; nothing of it was done: order it again",
+    )
 }
 
 fn begin(folder: &File, part: &str) -> io::Result<File> {
