@@ -77,7 +77,7 @@ struct Inner {
 
 impl Inner {
     fn open(dir: &std::path::Path, names: &[String], plan: Plan) -> Result<Self, HubError> {
-        let open = |number: &u32| Ok((*number, Authority::open_or_create(dir, &stem(*number))?));
+        let open = |number: &u32| Ok((*number, Authority::open_or_create(dir, *number)?));
         let accepted: BTreeMap<_, _> =
             plan.accepted.iter().map(open).collect::<Result<_, HubError>>()?;
         let issuer = issuer(&plan, &accepted)?;
@@ -93,10 +93,6 @@ fn issuer<'a>(
 ) -> Result<&'a Authority, HubError> {
     let missing = || HubError::damaged("authorities.json", "the one that issues is not accepted");
     accepted.get(&plan.issuer).ok_or_else(missing)
-}
-
-fn stem(number: u32) -> String {
-    if number == 1 { "ca".to_owned() } else { format!("ca-{number}") }
 }
 
 impl Authorities {
@@ -136,8 +132,7 @@ impl Authorities {
         window: (Timestamp, Duration),
     ) -> Result<Issued, HubError> {
         let inner = self.lock();
-        let issued = issuer(&inner.plan, &inner.accepted)?.issue(request, agent_id, window)?;
-        Ok(Issued { authority: inner.plan.issuer, ..issued })
+        issuer(&inner.plan, &inner.accepted)?.issue(request, agent_id, window)
     }
 
     pub(crate) fn views(&self) -> Vec<AuthorityView> {

@@ -25,6 +25,7 @@ const BACKDATE_SECONDS: i64 = 300;
 /// The certificate authority.
 #[derive(Debug)]
 pub(crate) struct Authority {
+    number: u32,
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     der: CertificateDer<'static>,
@@ -55,12 +56,14 @@ pub(crate) enum CsrFault {
 }
 
 impl Authority {
-    /// Reads `STEM.crt` and `STEM.key` of `dir`, or makes them.
-    pub(crate) fn open_or_create(dir: &Path, stem: &str) -> Result<Self, HubError> {
+    /// Reads certificate and key of `dir`, or makes them: `ca.crt` and `ca.key` of the first,
+    /// `ca-2.crt` and so on of those that follow.
+    pub(crate) fn open_or_create(dir: &Path, number: u32) -> Result<Self, HubError> {
+        let stem = if number == 1 { "ca".to_owned() } else { format!("ca-{number}") };
         let (crt, key) = (dir.join(format!("{stem}.crt")), dir.join(format!("{stem}.key")));
         if !key.exists() {
             let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-            let pem = ca_params(stem)?.self_signed(&pair)?.pem();
+            let pem = ca_params(&stem)?.self_signed(&pair)?.pem();
             // The certificate first: a key without one would be taken for a whole authority.
             durable::replace(&crt, pem.as_bytes(), Access::Public).map_err(HubError::file(&crt))?;
             durable::replace(&key, pair.serialize_pem().as_bytes(), Access::Private)
@@ -71,7 +74,7 @@ impl Authority {
         let issuer = Issuer::from_ca_cert_pem(&pem, KeyPair::from_pem(&pair)?)?;
         let der = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|e| HubError::damaged(format!("{stem}.crt"), e))?;
-        Ok(Self { issuer, pem, der })
+        Ok(Self { number, issuer, pem, der })
     }
 
     /// The authority's certificate, PEM.
@@ -144,7 +147,7 @@ impl Authority {
             pem,
             serial: hex::encode(serial),
             not_after: clock::shift(from, life),
-            authority: 1,
+            authority: self.number,
         })
     }
 }

@@ -16,6 +16,17 @@ use jtnt_proto::policy::Access;
 
 const CONTENT: &[u8] = b"content of the artifact";
 
+/// What each download is to make.
+fn target() -> Target {
+    Target {
+        part: ".part".into(),
+        name: "app.conf".into(),
+        mode: 0o640,
+        artifact: Artifact { sha256: Hash::of(CONTENT), size: CONTENT.len() as u64 },
+        disown: false,
+    }
+}
+
 /// A transfer, and this end of its line.
 struct Carrying {
     job: Job,
@@ -35,15 +46,8 @@ impl Carrying {
     }
 
     fn download(place: &Place) -> Self {
-        let target = Target {
-            part: ".part".into(),
-            name: "app.conf".into(),
-            mode: 0o640,
-            artifact: Artifact { sha256: Hash::of(CONTENT), size: CONTENT.len() as u64 },
-            disown: false,
-        };
         let folder = File::open(&place.path).unwrap();
-        Self::of(Transfer::Download(target), folder, &place.path)
+        Self::of(Transfer::Download(target()), folder, &place.path)
     }
 
     fn upload(path: &std::path::Path) -> Self {
@@ -327,13 +331,6 @@ async fn what_its_user_may_not_read_is_not_sent() {
 
 /// What the shim makes of a process that said this and ended, with `.part` in the folder.
 fn settled(place: &Place, words: &[u8], with_file: bool, last: Option<Carried>) -> Option<Carried> {
-    let target = Target {
-        part: ".part".into(),
-        name: "app.conf".into(),
-        mode: 0o640,
-        artifact: Artifact { sha256: Hash::of(CONTENT), size: CONTENT.len() as u64 },
-        disown: false,
-    };
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     let part = File::open(place.path.join(".part")).or_else(|_| File::open(place.file())).unwrap();
@@ -342,7 +339,7 @@ fn settled(place: &Place, words: &[u8], with_file: bool, last: Option<Carried>) 
     text.extend(last.map(|last| serde_json::to_vec(&last).unwrap()).unwrap_or_default());
     send(&theirs, &text, fds).unwrap();
     let folder = File::open(&place.path).unwrap();
-    Report(ours).settle(&Transfer::Download(target), &folder, &Account::own())
+    Report(ours).settle(&Transfer::Download(target()), &folder, &Account::own())
 }
 
 #[test]
