@@ -20,7 +20,6 @@ use jtnt_proto::{
     hub::{EnrollRequest, EnrollResponse, HostFacts},
     identity::{agent_id, enroll_proof_message},
 };
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
@@ -28,6 +27,7 @@ use crate::{
     hub::Address,
     identity::{
         self, CertInfo, Identity, IdentityError, Paths, RootSource, Source,
+        client_key::{self, NewKey},
         commit::{self, NewFile, Step},
         x509::{CertFault, Judged, certificates, pem},
     },
@@ -217,7 +217,8 @@ async fn under_lock(
 /// A request, with the key that must fit the answer.
 struct Asked {
     request: EnrollRequest,
-    key: KeyPair,
+    /// `client.key`.
+    key: Zeroizing<Vec<u8>>,
     /// The file of the key that secrets are sealed to.
     seal: Zeroizing<Vec<u8>>,
 }
@@ -226,14 +227,8 @@ impl Asked {
     fn new(signer: &dyn AuditSigner, options: &Options) -> Result<Self, EnrolError> {
         let audit_key = signer.public_key();
         let id = agent_id(&audit_key);
-        let made = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).and_then(|key| {
-            let mut params = CertificateParams::default();
-            params.distinguished_name = DistinguishedName::new();
-            params.distinguished_name.push(DnType::CommonName, id.as_str());
-            let csr = params.serialize_request(&key)?.pem()?;
-            Ok((key, csr))
-        });
-        let (key, csr) = made.map_err(|e| EnrolError::tls_key(&e))?;
+        let NewKey { file: key, csr } =
+            client_key::make(&id).map_err(|e| EnrolError::tls_key(&e))?;
         let (seal_key, seal) = identity::SealKey::generate()
             .map_err(|e| EnrolError::key(&IdentityError::Unusable(e)))?;
         let proof = signer.sign(&enroll_proof_message(&options.token, &csr, &id));
@@ -298,10 +293,9 @@ fn judge(
         | CertFault::Untrusted(_)
         | CertFault::Expired(_)) => EnrolError::certificate(&other.to_string()),
     })?;
-    let key =
-        identity::x509::private_key(asked.key.serialize_pem().as_bytes()).map_err(unreadable)?;
+    client_key::open(&asked.key).and_then(|key| key.with(chain)).map_err(unreadable)?;
     let trust = identity::tls::Trust::Authorities(bundle.clone());
-    identity::tls::client_config(&trust, Some((chain, key))).map_err(unreadable)?;
+    identity::tls::client_config(&trust, None).map_err(unreadable)?;
     Ok(Good { info, bundle })
 }
 
@@ -327,10 +321,9 @@ fn files(
     };
     let bundle: String = judged.bundle.iter().map(|ca| pem(ca)).collect();
     let source = serde_json::to_vec(&source).unwrap_or_default();
-    let key = asked.key.serialize_pem().into_bytes();
     let crt = answer.certificate.clone().into_bytes();
     vec![
-        file(paths.client_key(), key, durable::PRIVATE, 0o700),
+        file(paths.client_key(), asked.key.to_vec(), durable::PRIVATE, 0o700),
         file(paths.seal_key(), asked.seal.to_vec(), durable::PRIVATE, 0o700),
         file(paths.client_crt(), crt, durable::PUBLIC, 0o700),
         file(paths.ca_bundle(), bundle.into_bytes(), durable::PUBLIC, 0o700),

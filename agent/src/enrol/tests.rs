@@ -296,6 +296,8 @@ async fn an_identity_that_was_tampered_with_is_not_used() {
         let good = fs::read(&file).unwrap();
         fs::copy(&foreign, &file).unwrap();
         unusable("another agent's");
+        let changed = [here.client_key(), here.client_crt()].contains(&file);
+        assert_eq!(identity::inspect(&here).key_matches, !changed, "{file:?}");
         fs::remove_file(&file).unwrap();
         let why = unusable("missing");
         assert!(why.contains("missing"), "{why}");

@@ -3,7 +3,7 @@
 use jtnt_proto::identity::agent_id;
 
 use super::{
-    CertInfo, IdentityError, Paths, anchors, files, key, load, tls,
+    CertInfo, IdentityError, Paths, anchors, client_key, files, key, load,
     x509::{self, CertFault, Judged},
 };
 use crate::trust::Keyring;
@@ -50,9 +50,8 @@ fn in_parts(paths: &Paths) -> Option<Inspection> {
     let files = files::read(paths).ok()??;
     let chain = x509::certificates(&files.client_crt).ok()?;
     let info = chain.first().and_then(|leaf| x509::info(leaf).ok());
-    let nobody = tls::Trust::Authorities(Vec::new());
-    let key_matches = x509::private_key(&files.client_key)
-        .is_ok_and(|key| tls::client_config(&nobody, Some((chain.clone(), key))).is_ok());
+    let key_matches =
+        client_key::open(&files.client_key).is_ok_and(|key| key.with(chain.clone()).is_ok());
     let id = key::open(paths).ok().flatten().map(|key| agent_id(&key.public_key()));
     let anchors =
         Keyring::from_root(&files.root).ok().and_then(|keyring| anchors(&keyring, &files).ok());

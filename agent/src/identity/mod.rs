@@ -4,6 +4,7 @@
 //! An identity is whole or it is not used: the key must fit the certificate, the certificate must
 //! chain to an authority that the root names, and its name must follow from the audit key.
 
+pub mod client_key;
 pub mod commit;
 mod files;
 mod inspect;
@@ -256,10 +257,11 @@ fn assemble(paths: &Paths, files: &files::Files) -> Result<Identity, Flaw> {
     // It was good when it came, and whether it still is says the hub: it is all there is to get a
     // better one with.
     let cert = CertInfo { authority_dropped: by(&anchors.issuers).is_err(), ..known };
-    let key =
-        x509::private_key(&files.client_key).map_err(|why| unusable(paths.client_key(), why))?;
-    let tls = tls::client_config(&anchors.servers, Some((chain, key)))
+    let pair = client_key::open(&files.client_key)
+        .and_then(|key| key.with(chain))
         .map_err(|why| unusable(paths.client_key(), why))?;
+    let tls = tls::client_config(&anchors.servers, Some(pair))
+        .map_err(|why| unusable(paths.ca_bundle(), why))?;
     let seal = seal::open(paths).map_err(told)?.map(Arc::new);
     let root_source = files.source.root_source;
     Ok(Identity { agent_id: id, cert, keyring, root_source, tls, seal })

@@ -15,9 +15,10 @@ use rustls::{
         aws_lc_rs::kx_group::{SECP256R1, X25519, X25519MLKEM768},
         verify_tls12_signature, verify_tls13_signature,
     },
+    sign::{CertifiedKey, SingleCertAndKey},
     version::TLS13,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 /// One hub, so few tickets.
 const TICKETS: usize = 4;
@@ -48,10 +49,10 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// A configuration of its own for each identity: see [`super::Identity::tls`].
 ///
 /// # Errors
-/// When no authority can be used, or the key does not fit the certificate.
+/// When no authority can be used.
 pub fn client_config(
     trust: &Trust,
-    client: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    client: Option<CertifiedKey>,
 ) -> Result<Arc<ClientConfig>, String> {
     let said = |e: Error| e.to_string();
     let builder = ClientConfig::builder_with_provider(provider())
@@ -67,21 +68,11 @@ pub fn client_config(
     };
     let mut config = match client {
         None => builder.with_no_client_auth(),
-        Some((chain, key)) => {
-            builder.with_client_auth_cert(chain, key).map_err(|e| mismatch(&e))?
-        }
+        Some(pair) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair))),
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::in_memory_sessions(TICKETS);
     Ok(Arc::new(config))
-}
-
-fn mismatch(error: &Error) -> String {
-    if matches!(error, Error::InconsistentKeys(_)) {
-        "the private key does not fit the cert".to_owned()
-    } else {
-        error.to_string()
-    }
 }
 
 fn store(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, String> {

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use jtnt_proto::identity::is_id;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject as _};
 use rustls_webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -84,14 +84,6 @@ pub fn pem(der: &[u8]) -> String {
     }
     out.push_str("\n-----END CERTIFICATE-----\n");
     out
-}
-
-/// The private key of a PEM file.
-///
-/// # Errors
-/// When there is none.
-pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|e| format!("not a private key in PEM: {e}"))
 }
 
 /// What a certificate says.

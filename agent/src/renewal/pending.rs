@@ -3,12 +3,14 @@
 
 use std::io;
 
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use zeroize::Zeroizing;
 
 use super::{error::RenewError, keep::Known};
 use crate::{
-    identity::{Pair, Paths},
+    identity::{
+        Pair, Paths,
+        client_key::{self, NewKey},
+    },
     runtime::durable,
 };
 
@@ -35,14 +37,8 @@ impl Pending {
 
     /// A new key and its request, durable. The request comes last: only with it is there anything.
     pub(super) fn make(paths: &Paths, agent_id: &str) -> Result<Self, RenewError> {
-        let made = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).and_then(|key| {
-            let mut params = CertificateParams::default();
-            params.distinguished_name = DistinguishedName::new();
-            params.distinguished_name.push(DnType::CommonName, agent_id);
-            let csr = params.serialize_request(&key)?.pem()?;
-            Ok((Zeroizing::new(key.serialize_pem().into_bytes()), csr))
-        });
-        let (key, csr) = made.map_err(|e| RenewError::key(&e))?;
+        let NewKey { file: key, csr } =
+            client_key::make(agent_id).map_err(|e| RenewError::key(&e))?;
         let written = Self::discard(paths).and_then(|()| {
             durable::replace(&paths.client_key_pending(), &key, durable::PRIVATE)?;
             durable::replace(&paths.client_csr_pending(), csr.as_bytes(), durable::PUBLIC)
