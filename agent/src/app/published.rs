@@ -9,12 +9,13 @@ use std::{
     },
 };
 
+use rustls::ClientConfig;
 use tokio::sync::{Notify, watch};
 
 use crate::{
     config::Config,
     hub::{Address, HubClient, HubConfig},
-    identity::{self, Identity, IdentityError, Paths, SealKey},
+    identity::{self, Identity, IdentityError, Paths, SealKey, tls::in_full},
     overview::VERSION,
     policy::Labels,
     runtime::clock::SharedClock,
@@ -115,10 +116,12 @@ impl Published {
         self.refresh(&config).await;
     }
 
-    /// A client of an identity that is not in place. What it meets is no news about the one that is.
+    /// A client that shows what this identity is worth, to which no earlier session helps. What it
+    /// meets is no news about the connection in use.
     pub(super) fn connect(&self, identity: &Identity) -> Option<HubClient> {
         let metrics = Metrics::new(VERSION).ok()?;
-        self.client_with(identity, &self.config(), metrics)
+        let tls = in_full(&identity.tls);
+        self.client_with(tls, &self.config(), metrics)
     }
 
     fn config(&self) -> Config {
@@ -126,12 +129,12 @@ impl Published {
     }
 
     fn client(&self, identity: &Identity, config: &Config) -> Option<HubClient> {
-        self.client_with(identity, config, self.metrics.clone())
+        self.client_with(Arc::clone(&identity.tls), config, self.metrics.clone())
     }
 
     fn client_with(
         &self,
-        identity: &Identity,
+        tls: Arc<ClientConfig>,
         config: &Config,
         metrics: Metrics,
     ) -> Option<HubClient> {
@@ -141,7 +144,7 @@ impl Published {
             (Ok(url), Ok(proxy)) => Some(HubClient::new(HubConfig {
                 url,
                 proxy,
-                tls: Arc::clone(&identity.tls),
+                tls,
                 breaker_failures: config.breaker_failures,
                 metrics,
                 clock: Arc::clone(&self.clock),

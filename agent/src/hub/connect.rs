@@ -11,6 +11,8 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+use crate::identity::tls::in_full;
+
 use super::{
     address::Address,
     error::{Fault, Step},
@@ -32,6 +34,11 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// The same, with no session to resume.
+    pub(super) fn anew(&self) -> Self {
+        Self { tls: in_full(&self.tls), ..self.clone() }
+    }
+
     /// All steps.
     pub(super) async fn connect(&self) -> Result<TlsStream<TcpStream>, Fault> {
         let all = async {

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::{
     ANSWER, CLIENT_CERT_REFUSED, HubClient, HubError,
-    connect::tcp,
+    connect::{Target, tcp},
     error::{Fault, Step},
     exchange::Exchange,
     pool::Pool,
@@ -46,7 +46,7 @@ impl HubClient {
     }
 
     async fn walk(&self, log: &mut Log) -> Result<(), ()> {
-        let target = self.pool.target();
+        let target = self.pool.target().anew();
         let addresses = log
             .step(Step::Dns, target.resolve(), |found| {
                 let found: Vec<_> = found.iter().map(|a| a.ip().to_string()).collect();
@@ -66,14 +66,15 @@ impl HubClient {
             })
             .await?;
         drop(stream);
-        self.ask(log, target.tls.client_auth_cert_resolver.has_certs()).await
+        self.ask(log, target).await
     }
 
     /// The client certificate is judged by the hub's first answer, as in TLS 1.3 the handshake
     /// ends before the server has looked at it.
-    async fn ask(&self, log: &mut Log, identified: bool) -> Result<(), ()> {
+    async fn ask(&self, log: &mut Log, target: Target) -> Result<(), ()> {
+        let identified = target.tls.client_auth_cert_resolver.has_certs();
         let exchange = Exchange {
-            pool: Pool::new(self.pool.target().clone()),
+            pool: Pool::new(target),
             clock: Arc::clone(&self.clock),
             offset: Arc::default(),
         };

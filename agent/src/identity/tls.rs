@@ -75,6 +75,15 @@ pub fn client_config(
     Ok(Arc::new(config))
 }
 
+/// The same, for handshakes in which the client key signs: a session that is resumed shows what
+/// certificate there was, not that its key is still there.
+#[must_use]
+pub fn in_full(config: &ClientConfig) -> Arc<ClientConfig> {
+    let mut config = config.clone();
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
 fn store(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(authorities.iter().cloned());

@@ -91,8 +91,11 @@ impl RenewError {
             return Self::new(CLIENT_CERT_REFUSED, message, ENROL_AGAIN);
         }
         let transient = error.is_transient();
+        if let HubError::Unreachable(fault) = error {
+            return Self::new(fault.reason, message, fault.advice).later();
+        }
         let HubError::Refused { reason, status, .. } = error else {
-            return Self { transient, ..Self::new("HUB", message, LATER) };
+            return Self::new("HUB", message, LATER).with(transient);
         };
         let advice = match reason.as_str() {
             "CERTIFICATE_REVOKED"
