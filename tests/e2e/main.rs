@@ -25,6 +25,8 @@ mod crash;
 #[cfg(test)]
 mod happy;
 #[cfg(test)]
+mod key_devices;
+#[cfg(test)]
 mod learn;
 #[cfg(test)]
 mod lifecycle;

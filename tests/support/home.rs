@@ -35,6 +35,8 @@ pub(crate) fn put(path: &Path, bytes: &[u8]) -> Res<()> {
 pub(crate) struct Home {
     dir: TempDir,
     real: PathBuf,
+    /// What the agent finds in its environment beside what the tests have.
+    pub(crate) env: Vec<(&'static str, PathBuf)>,
     _uids: Option<Uids>,
 }
 
@@ -81,7 +83,7 @@ impl Home {
         let real = dir.path().canonicalize()?;
         let uids = if is_root() { Some(Uids::take()?) } else { None };
         let range = uids.as_ref().map(|uids| uids.range.clone());
-        let home = Self { dir, real, _uids: uids };
+        let home = Self { dir, real, env: Vec::new(), _uids: uids };
         fs::create_dir(home.files())?;
         home.configure(&json!({
             "data_dir": home.data(),
@@ -139,6 +141,7 @@ impl Home {
     pub(crate) fn agent_command(&self, args: &[&str]) -> Res<Command> {
         let mut command = Command::new(binary("jtnt-agent")?);
         command.arg("--config").arg(self.config()).args(args).env_remove("JTNT_SOCKET");
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }
 

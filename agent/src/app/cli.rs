@@ -8,6 +8,8 @@ use clap::{
 use jtnt_proto::bytes::Hash;
 use jtntctl::Global;
 
+use crate::domain::key_store::KeyStore;
+
 /// The name of this program.
 pub(super) const PROGRAM: &str = "jtnt-agent";
 
@@ -86,6 +88,9 @@ pub(super) struct Enroll {
     /// A label for the configuration
     #[arg(long = "label", value_name = "K=V", value_parser = pair)]
     pub(super) labels: Vec<(String, String)>,
+    /// Where the key is made: file, tpm2[:/DEVICE] or a pkcs11: URI; for the configuration
+    #[arg(long, value_name = "STORE")]
+    pub(super) key_store: Option<KeyStore>,
     /// Replace an identity that is there
     #[arg(long)]
     pub(super) force: bool,

@@ -12,7 +12,7 @@ mod host;
 mod published;
 mod reload;
 
-use std::{path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use jtntctl::{Exit, Failure, Io};
 
@@ -24,6 +24,9 @@ use crate::{
     config::{Config, Environment, load_as_client},
     shim,
 };
+
+/// For blocking work that is under way at the end.
+const LEFT_BEHIND: Duration = Duration::from_secs(10);
 
 /// The program.
 #[must_use]
@@ -40,7 +43,10 @@ pub fn main() -> ExitCode {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return Exit::Io.into();
     };
-    runtime.block_on(Box::pin(dispatch(&mut cli, environment, &mut io))).into()
+    let exit = runtime.block_on(Box::pin(dispatch(&mut cli, environment, &mut io)));
+    // A device that keeps keys may never answer; what it holds up is not waited for any longer.
+    runtime.shutdown_timeout(LEFT_BEHIND);
+    exit.into()
 }
 
 async fn dispatch(cli: &mut Cli, environment: Environment, io: &mut Io) -> Exit {

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     config::Config,
+    domain::key_store::KeyStore,
     hub::{Address, HubClient, HubConfig},
     identity::{self, Identity, IdentityError, Paths, SealKey, tls::in_full},
     overview::VERSION,
@@ -121,7 +122,7 @@ impl Published {
     pub(super) fn connect(&self, identity: &Identity) -> Option<HubClient> {
         let metrics = Metrics::new(VERSION).ok()?;
         let tls = in_full(&identity.tls);
-        self.client_with(tls, &self.config(), metrics)
+        self.client_with((identity, tls), &self.config(), metrics)
     }
 
     fn config(&self) -> Config {
@@ -129,12 +130,12 @@ impl Published {
     }
 
     fn client(&self, identity: &Identity, config: &Config) -> Option<HubClient> {
-        self.client_with(Arc::clone(&identity.tls), config, self.metrics.clone())
+        self.client_with((identity, Arc::clone(&identity.tls)), config, self.metrics.clone())
     }
 
     fn client_with(
         &self,
-        tls: Arc<ClientConfig>,
+        (identity, tls): (&Identity, Arc<ClientConfig>),
         config: &Config,
         metrics: Metrics,
     ) -> Option<HubClient> {
@@ -145,6 +146,7 @@ impl Published {
                 url,
                 proxy,
                 tls,
+                slow_key: identity.key_store != KeyStore::File,
                 breaker_failures: config.breaker_failures,
                 metrics,
                 clock: Arc::clone(&self.clock),

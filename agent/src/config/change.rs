@@ -42,16 +42,23 @@ fn shown(config: &Config) -> Map<String, Value> {
     }
 }
 
-/// The text of the file at `path` with `hub_url` and `labels` in it and every other byte as it
-/// is; also when there is no file yet. Nothing is written.
+/// What an enrolment writes.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// The hub; without one it is removed.
+    pub hub_url: Option<&'a str>,
+    /// Where keys are kept, if that is to change.
+    pub key_store: Option<&'a str>,
+    /// Beside those that are there.
+    pub labels: &'a BTreeMap<String, String>,
+}
+
+/// The text of the file at `path` with this in it and every other byte as it is; also when there is
+/// no file yet. Nothing is written.
 ///
 /// # Errors
 /// When the file as it is, or as it would be, is no configuration.
-pub fn merged(
-    path: &Path,
-    hub_url: Option<&str>,
-    labels: &BTreeMap<String, String>,
-) -> Result<Vec<u8>, ConfigError> {
+pub fn merged(path: &Path, entry: Entry<'_>) -> Result<Vec<u8>, ConfigError> {
     let io = |source| ConfigError::Read { path: path.to_owned(), source };
     let text = match text(path) {
         Ok(text) => {
@@ -63,21 +70,21 @@ pub fn merged(
         }
         Err(error) => return Err(error),
     };
-    let text = edited(text, hub_url, labels).map_err(|e| io(e.into()))?;
+    let text = edited(text, entry).map_err(|e| io(e.into()))?;
     check(path, &text)?;
     Ok(text.into_bytes())
 }
 
-fn edited(
-    mut text: String,
-    hub_url: Option<&str>,
-    labels: &BTreeMap<String, String>,
-) -> Result<String, serde_json::Error> {
+fn edited(mut text: String, entry: Entry<'_>) -> Result<String, serde_json::Error> {
     const GAP: &str = "\n  ";
+    let Entry { hub_url, key_store, labels } = entry;
     text = match hub_url {
         Some(url) => edit::set(&text, "hub_url", &Value::from(url).to_string(), GAP)?,
         None => edit::remove(&text, "hub_url")?,
     };
+    if let Some(store) = key_store {
+        text = edit::set(&text, "key_store", &Value::from(store).to_string(), GAP)?;
+    }
     if labels.is_empty() {
         return Ok(text);
     }
@@ -100,6 +107,28 @@ mod tests {
 
     fn defaults() -> Config {
         Config::defaults(Path::new("/home/u"))
+    }
+
+    fn merged(
+        path: &Path,
+        hub_url: Option<&str>,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Vec<u8>, ConfigError> {
+        super::merged(path, Entry { hub_url, key_store: None, labels })
+    }
+
+    #[test]
+    fn a_store_of_keys_is_written_where_one_is_asked_for_and_stays_as_it_is_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let labels = BTreeMap::new();
+        let entry = |key_store| Entry { hub_url: Some("https://one"), key_store, labels: &labels };
+        let text = super::merged(&path, entry(Some("tpm2:/dev/tpmrm0"))).unwrap();
+        durable::replace(&path, &text, 0o644).unwrap();
+        assert_eq!(load(&path).unwrap().key_store.to_string(), "tpm2:/dev/tpmrm0");
+        assert_eq!(super::merged(&path, entry(None)).unwrap(), text);
+        let fault = super::merged(&path, entry(Some("pkcs11:token=a"))).unwrap_err().to_string();
+        assert!(fault.contains("key_store") && fault.contains("module-path"), "{fault}");
     }
 
     #[test]

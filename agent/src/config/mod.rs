@@ -21,13 +21,16 @@ use std::{
 use jtnt_proto::policy::RequireEnforcement;
 use serde::Serialize;
 
-pub use change::{Difference, difference, merged};
+pub use change::{Difference, Entry, difference, merged};
 pub use env::Environment;
 pub use file::{ConfigError, Fault, load, load_as_client, load_or_default};
 pub use paths::Paths;
 pub use settings::{Setting, all as settings};
 
-use crate::telemetry::log::{Format, Level};
+use crate::{
+    domain::key_store::KeyStore,
+    telemetry::log::{Format, Level},
+};
 
 /// Where the configuration is unless `JTNT_CONFIG` or `--config` say otherwise.
 pub const DEFAULT_PATH: &str = "/etc/jtnt-agent/config.json";
@@ -80,6 +83,7 @@ pub struct Config {
     pub audit_retention_days: u32,
     pub audit_profile: AuditProfile,
     pub cert_check_time: String,
+    pub key_store: KeyStore,
     pub update_check_time: String,
     pub update_channel: String,
     pub update_auto: UpdateAuto,
@@ -123,6 +127,7 @@ impl Config {
             audit_retention_days: 30,
             audit_profile: AuditProfile::Default,
             cert_check_time: "03:00".to_owned(),
+            key_store: KeyStore::File,
             update_check_time: "04:00".to_owned(),
             update_channel: "stable".to_owned(),
             update_auto: UpdateAuto::Critical,

@@ -10,6 +10,7 @@ pub mod enforcement;
 pub mod health;
 pub mod ids;
 pub mod job;
+pub mod key_store;
 pub mod policy;
 pub mod recovery;
 pub mod schedule;

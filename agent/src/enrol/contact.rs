@@ -99,6 +99,7 @@ fn client(options: &Options, deps: &Deps, trust: &Trust) -> Result<HubClient, En
         url: options.hub.clone(),
         proxy: options.proxy.clone(),
         tls: client_config(trust, None).map_err(EnrolError::tls)?,
+        slow_key: false,
         breaker_failures: NO_BREAKER,
         metrics: deps.metrics.clone(),
         clock: Arc::clone(&deps.clock),

@@ -4,7 +4,9 @@ use std::{borrow::Cow, fmt, io, path::Path};
 
 use jiff::Timestamp;
 
-use crate::{hub::HubError, identity::IdentityError, trust::TrustError};
+use crate::{
+    domain::key_store::KeyStore, hub::HubError, identity::IdentityError, trust::TrustError,
+};
 
 const GIVE_CA: &str = "give a PEM file with the hub's authority";
 const ASK_FOR_TOKEN: &str = "ask the hub's operator for a new token";
@@ -85,8 +87,14 @@ impl EnrolError {
         Self::new("AUDIT_KEY", why.to_string(), "mend the audit key, then try again")
     }
 
-    pub(super) fn tls_key(why: &dyn fmt::Display) -> Self {
-        Self::new("TLS_KEY", format!("no TLS key could be made: {why}"), "try again")
+    pub(super) fn tls_key(store: &KeyStore, why: &dyn fmt::Display) -> Self {
+        let advice = match store {
+            KeyStore::File => "try again",
+            KeyStore::Tpm2(_) | KeyStore::Pkcs11(_) => {
+                "see key_store in the configuration, and docs/CERTIFICATES.md"
+            }
+        };
+        Self::new("TLS_KEY", format!("no TLS key could be made in {store}: {why}"), advice)
     }
 
     pub(super) fn root_file(path: &Path, why: &io::Error) -> Self {

@@ -24,6 +24,7 @@ use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use crate::{
+    domain::key_store::KeyStore,
     hub::Address,
     identity::{
         self, CertInfo, Identity, IdentityError, Paths, RootSource, Source,
@@ -34,7 +35,7 @@ use crate::{
     runtime::{
         clock::SharedClock,
         durable,
-        entropy::SharedEntropy,
+        entropy::{Entropy, SharedEntropy},
         lock::{Lock, LockError},
         signer::AuditSigner,
     },
@@ -70,6 +71,8 @@ pub struct Options {
     pub host: HostFacts,
     /// The configuration as it is to be, with `hub_url` and labels; part of the commit.
     pub config: Option<ConfigFile>,
+    /// Where the key of the certificate is made.
+    pub key_store: KeyStore,
     /// Replace an identity that is there.
     pub force: bool,
 }
@@ -152,7 +155,13 @@ async fn enroll_stepwise(
     })?;
     let hub = options.hub.to_string();
     let now = deps.clock.now();
+    let tokens = client_key::tokens(&paths, &options.key_store);
     let outcome = under_lock(&paths, options, &deps, step).await;
+    if let (false, Ok(signer)) =
+        (tokens.is_empty(), identity::audit_key(&paths, deps.entropy.as_ref()))
+    {
+        client_key::sweep(&tokens, &paths, &agent_id(&signer.public_key()));
+    }
     let attempt = Attempt::new(now, hub, &outcome);
     let recorded = attempts::record(&paths.data_dir, attempt);
     match (outcome, recorded) {
@@ -181,7 +190,7 @@ async fn under_lock(
     let contact = Contact::make(&options, deps).await?;
     let signer =
         identity::audit_key(paths, deps.entropy.as_ref()).map_err(|e| EnrolError::key(&e))?;
-    let asked = Asked::new(signer.as_ref(), &options)?;
+    let asked = Asked::new(signer.as_ref(), &options, deps.entropy.as_ref())?;
     let answer = contact.client.enroll(&asked.request).await.map_err(EnrolError::hub)?;
     let extra = contact.extra();
     let judged = judge(&asked, &answer, (&contact, &extra), deps.clock.now())?;
@@ -224,11 +233,17 @@ struct Asked {
 }
 
 impl Asked {
-    fn new(signer: &dyn AuditSigner, options: &Options) -> Result<Self, EnrolError> {
+    /// Blocks, as long as the store of keys takes: nothing else waits for an enrolment.
+    fn new(
+        signer: &dyn AuditSigner,
+        options: &Options,
+        entropy: &dyn Entropy,
+    ) -> Result<Self, EnrolError> {
         let audit_key = signer.public_key();
         let id = agent_id(&audit_key);
+        let made = client_key::make(&options.key_store, &id, entropy);
         let NewKey { file: key, csr } =
-            client_key::make(&id).map_err(|e| EnrolError::tls_key(&e))?;
+            made.map_err(|e| EnrolError::tls_key(&options.key_store, &e))?;
         let (seal_key, seal) = identity::SealKey::generate()
             .map_err(|e| EnrolError::key(&IdentityError::Unusable(e)))?;
         let proof = signer.sign(&enroll_proof_message(&options.token, &csr, &id));

@@ -7,7 +7,10 @@ use std::{
 use jtnt_hub_mock::{Filter, Handle, Hub, Kind, Route};
 
 use super::*;
-use crate::runtime::{clock::SystemClock, entropy::SeededEntropy};
+use crate::{
+    domain::key_store::KeyStore,
+    runtime::{clock::SystemClock, entropy::SeededEntropy},
+};
 
 fn deps() -> Deps {
     Deps {
@@ -31,6 +34,7 @@ async fn options(hub: &Handle, data: &Path) -> Options {
             path: data.join("etc/config.json"),
             content: format!("{{\"hub_url\":\"{}\"}}", hub.url()).into_bytes(),
         }),
+        key_store: KeyStore::File,
         force: false,
     }
 }

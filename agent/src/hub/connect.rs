@@ -7,6 +7,8 @@ use rustls::ClientConfig;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, lookup_host},
+    runtime::Handle,
+    task::spawn_blocking,
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -31,6 +33,7 @@ pub(super) struct Target {
     pub(super) hub: Address,
     pub(super) proxy: Option<Address>,
     pub(super) tls: Arc<ClientConfig>,
+    pub(super) slow_key: bool,
 }
 
 impl Target {
@@ -79,10 +82,17 @@ impl Target {
         let Some(name) = self.hub.server_name() else {
             return Err(Fault::dns(host, &"it is no name and no address"));
         };
-        let shaken =
+        let shaking =
             timeout(CONNECT, TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream));
+        let shaken = if self.slow_key {
+            // The device signs within the handshake, and whoever waits for it can do nothing else.
+            let runtime = Handle::current();
+            let shaken = spawn_blocking(move || runtime.block_on(shaking)).await;
+            shaken.unwrap_or_else(|e| Ok(Err(io::Error::other(e))))
+        } else {
+            shaking.await
+        };
         shaken
-            .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|e| Fault::handshake(host, &e))
     }

@@ -3,7 +3,9 @@
 
 use std::{error::Error as StdError, fmt, io, time::Duration};
 
-use rustls::{AlertDescription as Alert, CertificateError as Bad, Error as Tls};
+use rustls::{AlertDescription as Alert, CertificateError as Bad, Error as Tls, OtherError};
+
+use crate::identity::client_key::Unsigned;
 
 /// A step on the way to the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,6 +215,12 @@ impl Fault {
                 "NOT_TLS",
                 format!("what answers at {host} does not speak TLS"),
                 "check that the port in hub_url is the hub's TLS port",
+            ),
+            Tls::Other(OtherError(why)) if why.downcast_ref::<Unsigned>().is_some() => (
+                Step::ClientCertificate,
+                "CLIENT_KEY",
+                why.to_string(),
+                "see that its token or TPM is there and lets the agent in: docs/CERTIFICATES.md",
             ),
             other => (
                 Step::Tls,

@@ -54,6 +54,8 @@ pub struct HubConfig {
     pub proxy: Option<Address>,
     /// As whom: [`crate::identity::Identity::tls`].
     pub tls: Arc<rustls::ClientConfig>,
+    /// Its key is kept by a device, which takes its time to sign.
+    pub slow_key: bool,
     /// Failures in a row that open the breaker.
     pub breaker_failures: u32,
     /// Where durations and states are shown.
@@ -89,8 +91,8 @@ impl HubClient {
     /// A client with no connection yet. The breaker is closed.
     #[must_use]
     pub fn new(config: HubConfig) -> Self {
-        let HubConfig { url, proxy, tls, breaker_failures, metrics, clock } = config;
-        let pool = Pool::new(Target { hub: url, proxy, tls });
+        let HubConfig { url, proxy, tls, slow_key, breaker_failures, metrics, clock } = config;
+        let pool = Pool::new(Target { hub: url, proxy, tls, slow_key });
         let breaker = Arc::new(Mutex::new(Breaker::new(breaker_failures)));
         let offset = Arc::default();
         let exchange = Exchange {

@@ -149,7 +149,7 @@ impl Pair {
         if !key.exists() {
             return Ok(None);
         }
-        private(key).map_err(IdentityError::Unusable)?;
+        durable::private(key).map_err(IdentityError::Unusable)?;
         let secret = optional(key).map_err(|e| failed(key, &e))?;
         Ok(secret.map(|secret| Self { crt: pem, key: Zeroizing::new(secret) }))
     }
@@ -202,7 +202,7 @@ pub(super) fn read(paths: &Paths) -> Result<Option<Files>, IdentityError> {
         None => {}
     }
     let key = paths.client_key();
-    private(&key).map_err(IdentityError::Unusable)?;
+    durable::private(&key).map_err(IdentityError::Unusable)?;
     let crt = bytes(&paths.client_crt())?;
     let pair = Pair { crt, key: Zeroizing::new(bytes(&key)?) };
     others(paths, pair).map(Some)
@@ -211,31 +211,6 @@ pub(super) fn read(paths: &Paths) -> Result<Option<Files>, IdentityError> {
 fn bytes(path: &Path) -> Result<Vec<u8>, IdentityError> {
     durable::read(path, MAX_BYTES)
         .map_err(|e| IdentityError::Unusable(format!("{}: {e}", path.display())))
-}
-
-/// Refuses a key that others can read.
-#[cfg(unix)]
-pub(super) fn private(path: &Path) -> Result<(), String> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let meta = std::fs::symlink_metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let mode = meta.permissions().mode() & 0o7777;
-    if meta.is_file() && mode & 0o077 == 0 {
-        return Ok(());
-    }
-    if !meta.is_file() {
-        return Err(format!("{} is no plain file", path.display()));
-    }
-    Err(format!(
-        "{} can be read by others (mode {mode:04o}), so the key may be known; \
-         type: chmod 600 {}",
-        path.display(),
-        path.display()
-    ))
-}
-
-#[cfg(not(unix))]
-pub(super) fn private(path: &Path) -> Result<(), String> {
-    std::fs::symlink_metadata(path).map(drop).map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// The content of a file that may be missing.

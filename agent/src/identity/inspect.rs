@@ -6,7 +6,7 @@ use super::{
     CertInfo, IdentityError, Paths, anchors, client_key, files, key, load,
     x509::{self, CertFault, Judged},
 };
-use crate::trust::Keyring;
+use crate::{domain::key_store::KeyStore, trust::Keyring};
 
 /// What the files show.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,6 +17,8 @@ pub struct Inspection {
     pub chain_ok: bool,
     /// The private key is the certificate's.
     pub key_matches: bool,
+    /// Where the key is, where that can be read.
+    pub key_store: Option<KeyStore>,
     /// What is wrong with the identity; dates are not judged here.
     pub problems: Vec<String>,
 }
@@ -33,6 +35,7 @@ pub fn inspect(paths: &Paths) -> Inspection {
                 info: Some(identity.cert),
                 chain_ok,
                 key_matches: true,
+                key_store: Some(identity.key_store),
                 problems: if chain_ok { Vec::new() } else { vec![dropped.to_owned()] },
             }
         }
@@ -50,8 +53,9 @@ fn in_parts(paths: &Paths) -> Option<Inspection> {
     let files = files::read(paths).ok()??;
     let chain = x509::certificates(&files.client_crt).ok()?;
     let info = chain.first().and_then(|leaf| x509::info(leaf).ok());
-    let key_matches =
-        client_key::open(&files.client_key).is_ok_and(|key| key.with(chain.clone()).is_ok());
+    let key = client_key::open(&files.client_key).ok();
+    let key_store = key.as_ref().map(|key| key.store.clone());
+    let key_matches = key.is_some_and(|key| key.with(chain.clone()).is_ok());
     let id = key::open(paths).ok().flatten().map(|key| agent_id(&key.public_key()));
     let anchors =
         Keyring::from_root(&files.root).ok().and_then(|keyring| anchors(&keyring, &files).ok());
@@ -60,5 +64,5 @@ fn in_parts(paths: &Paths) -> Option<Inspection> {
         let judged = Judged { chain: &chain, anchors: &anchors.issuers, agent_id: &agent_id };
         !matches!(judged.at_its_end(), Err(CertFault::Untrusted(_) | CertFault::Unreadable(_)))
     });
-    Some(Inspection { info, chain_ok, key_matches, problems: Vec::new() })
+    Some(Inspection { info, chain_ok, key_matches, key_store, problems: Vec::new() })
 }

@@ -14,7 +14,7 @@ use jtnt_proto::key::PublicKey;
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use zeroize::Zeroizing;
 
-use super::files::{Paths, optional, private};
+use super::files::{Paths, optional};
 use crate::runtime::{
     durable,
     entropy::{Entropy, seed},
@@ -50,7 +50,7 @@ pub(super) fn open(paths: &Paths) -> Result<Option<Arc<dyn AuditSigner>>, String
     let Some(pem) = optional(&path).map_err(|e| at(&e))?.map(Zeroizing::new) else {
         return Ok(None);
     };
-    private(&path)?;
+    durable::private(&path)?;
     let key = decode(&pem).ok_or_else(|| at(&"not an Ed25519 key in PKCS#8 and PEM"))?;
     Ok(Some(Arc::new(FileSigner(key))))
 }

@@ -20,7 +20,8 @@ use jtnt_proto::{bytes::Hash, identity::agent_id};
 use rustls_pki_types::CertificateDer;
 
 use crate::{
-    runtime::{entropy::Entropy, lock::Lock, signer::AuditSigner},
+    domain::key_store::KeyStore,
+    runtime::{durable, entropy::Entropy, lock::Lock, signer::AuditSigner},
     trust::Keyring,
 };
 
@@ -44,6 +45,8 @@ pub struct Identity {
     /// For the connection to the hub. A new identity has a new one, so that neither resumption
     /// nor a pooled connection brings the old certificate back.
     pub tls: Arc<rustls::ClientConfig>,
+    /// Where the key for it is.
+    pub key_store: KeyStore,
     /// What opens secrets of jobs; an enrolment of an older version made none.
     pub seal: Option<Arc<SealKey>>,
 }
@@ -124,7 +127,7 @@ pub(crate) fn load_placed(paths: &Paths, machine: Option<Hash>) -> Result<Identi
     };
     // A key that others can read is for somebody to look at, whatever lies beside it.
     if paths.client_key().exists() {
-        files::private(&paths.client_key()).map_err(IdentityError::Unusable)?;
+        durable::private(&paths.client_key()).map_err(IdentityError::Unusable)?;
     }
     // Whatever else happened to the pair in place: another whole one is better than none.
     for (pair, what) in spare(paths) {
@@ -257,14 +260,15 @@ fn assemble(paths: &Paths, files: &files::Files) -> Result<Identity, Flaw> {
     // It was good when it came, and whether it still is says the hub: it is all there is to get a
     // better one with.
     let cert = CertInfo { authority_dropped: by(&anchors.issuers).is_err(), ..known };
-    let pair = client_key::open(&files.client_key)
-        .and_then(|key| key.with(chain))
-        .map_err(|why| unusable(paths.client_key(), why))?;
+    let key = client_key::open(&files.client_key);
+    let key = key.map_err(|why| unusable(paths.client_key(), why))?;
+    let key_store = key.store.clone();
+    let pair = key.with(chain).map_err(|why| unusable(paths.client_key(), why))?;
     let tls = tls::client_config(&anchors.servers, Some(pair))
         .map_err(|why| unusable(paths.ca_bundle(), why))?;
     let seal = seal::open(paths).map_err(told)?.map(Arc::new);
     let root_source = files.source.root_source;
-    Ok(Identity { agent_id: id, cert, keyring, root_source, tls, seal })
+    Ok(Identity { agent_id: id, cert, keyring, root_source, tls, key_store, seal })
 }
 
 /// Forgets other pairs than the one in place, and what is known of that: it is another identity's.
@@ -281,7 +285,7 @@ pub(crate) fn forget_others(paths: &Paths) -> io::Result<()> {
         paths.renewal_pending(),
         paths.renewal(),
     ];
-    others.iter().try_for_each(|path| crate::runtime::durable::remove(path))
+    others.iter().try_for_each(|path| durable::remove(path))
 }
 
 /// Removes the identity. The audit key stays, and with it the agent's id.
@@ -297,7 +301,7 @@ pub fn remove(paths: &Paths) -> io::Result<()> {
         paths.source(),
         paths.seal_key(),
     ];
-    all.iter().try_for_each(|path| crate::runtime::durable::remove(path))?;
+    all.iter().try_for_each(|path| durable::remove(path))?;
     forget_others(paths)
 }
 

@@ -1,7 +1,7 @@
 //! The key that secrets of jobs are sealed to: X25519, PKCS#8 in PEM as openssl writes it. It is
 //! made with each enrolment, which tells the hub its public half.
 
-use std::{fmt, path::Path};
+use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jtnt_proto::job::SealedSecret;
@@ -12,7 +12,8 @@ use rustls::crypto::{
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use zeroize::Zeroizing;
 
-use super::files::{Paths, optional, private};
+use super::files::{Paths, optional};
+use crate::runtime::durable;
 
 /// RFC 8410: a `OneAsymmetricKey` of version 1 for X25519, up to the 32 bytes of the key.
 const PKCS8: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x6e, 4, 0x22, 4, 0x20];
@@ -71,7 +72,7 @@ pub(super) fn open(paths: &Paths) -> Result<Option<SealKey>, String> {
     let Some(pem) = optional(&path).map_err(|e| at(&e))?.map(Zeroizing::new) else {
         return Ok(None);
     };
-    private(Path::new(&path))?;
+    durable::private(&path)?;
     let key = decode(&pem).ok_or_else(|| at(&"not an X25519 key in PKCS#8 and PEM"))?;
     Ok(Some(SealKey(key)))
 }

@@ -1,5 +1,7 @@
 //! Certificates: reading them, and judging whether one is this agent's.
 
+use std::fmt::Write as _;
+
 use jiff::Timestamp;
 use jtnt_proto::identity::is_id;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject as _};
@@ -71,18 +73,23 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> 
     if found.is_empty() { Err("no certificate in it".to_owned()) } else { Ok(found) }
 }
 
-/// A certificate in PEM, 64 characters a line.
+/// A certificate in PEM.
 #[must_use]
 pub fn pem(der: &[u8]) -> String {
+    block("CERTIFICATE", der)
+}
+
+/// Something in PEM (RFC 7468), 64 characters a line.
+pub(super) fn block(label: &str, der: &[u8]) -> String {
     let text = jtnt_proto::bytes::to_base64(der);
-    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut out = format!("-----BEGIN {label}-----\n");
     for (n, c) in text.chars().enumerate() {
         if n > 0 && n % 64 == 0 {
             out.push('\n');
         }
         out.push(c);
     }
-    out.push_str("\n-----END CERTIFICATE-----\n");
+    let _infallible = writeln!(out, "\n-----END {label}-----");
     out
 }
 

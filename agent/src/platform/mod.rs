@@ -5,6 +5,8 @@ pub mod cgroup;
 mod entry;
 pub mod holder;
 pub mod host;
+#[cfg(any(feature = "pkcs11", feature = "tpm2"))]
+pub mod keys;
 pub mod memory;
 pub mod notify;
 pub mod paths;

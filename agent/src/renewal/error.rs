@@ -5,6 +5,7 @@ use std::{borrow::Cow, io};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
+    domain::key_store::KeyStore,
     hub::{CLIENT_CERT_REFUSED, HubError},
     identity::{IdentityError, x509::CertFault},
     runtime::lock::LockError,
@@ -63,8 +64,14 @@ impl RenewError {
         Self::new("BUSY", why.to_string(), "wait until the enrolment is over").later()
     }
 
-    pub(super) fn key(why: &dyn std::fmt::Display) -> Self {
-        Self::new("KEY", format!("no new key: {why}"), LATER).later()
+    pub(super) fn key(store: &KeyStore, why: &dyn std::fmt::Display) -> Self {
+        let advice = match store {
+            KeyStore::File => LATER,
+            KeyStore::Tpm2(_) | KeyStore::Pkcs11(_) => {
+                "see key_store in the configuration, and docs/CERTIFICATES.md; it is tried again"
+            }
+        };
+        Self::new("KEY", format!("no new key in {store}: {why}"), advice).later()
     }
 
     /// The hub did not issue one.

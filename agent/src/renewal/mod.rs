@@ -25,10 +25,13 @@ pub use self::{
     task::{Renewal, RenewalStatus, Report, Task},
 };
 use crate::{
-    domain::cert_rule,
+    domain::{
+        cert_rule,
+        key_store::{KeyStore, TokenUri},
+    },
     hub::{HubClient, HubError},
     identity::{
-        self, CertInfo, Identity, IdentityError, Pair, Paths,
+        self, CertInfo, Identity, IdentityError, Pair, Paths, client_key,
         commit::{self, NewFile},
         x509::{CertFault, info},
     },
@@ -54,6 +57,8 @@ pub type Prove = Arc<dyn Fn(HubClient, CertInfo) -> Seen + Send + Sync>;
 pub struct Deps {
     /// Where the identity is.
     pub paths: Paths,
+    /// Where new keys are made.
+    pub key_store: KeyStore,
     /// The audit key: a stolen TLS key alone renews nothing.
     pub signer: Arc<dyn AuditSigner>,
     /// Time.
@@ -68,7 +73,10 @@ pub struct Deps {
 
 impl fmt::Debug for Deps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Deps").field("paths", &self.paths).finish_non_exhaustive()
+        f.debug_struct("Deps")
+            .field("paths", &self.paths)
+            .field("key_store", &self.key_store)
+            .finish_non_exhaustive()
     }
 }
 
@@ -121,6 +129,18 @@ impl Deps {
     /// # Errors
     /// As [`RenewError`]; the pair in place is as it was then.
     pub async fn renew(
+        &self,
+        hub: &HubClient,
+        current: &Identity,
+        told: &mut (dyn FnMut(Step) + Send),
+    ) -> Result<Replaced, RenewError> {
+        let tokens = self.tokens();
+        let renewed = self.replace(hub, current, told).await;
+        self.sweep(tokens, &current.agent_id).await;
+        renewed
+    }
+
+    async fn replace(
         &self,
         hub: &HubClient,
         current: &Identity,
@@ -246,7 +266,7 @@ impl Deps {
         told(Step::Asking);
         let pending = match Pending::find(&self.paths) {
             Some(pending) if !self.is_in_place(&pending) => pending,
-            _ => Pending::make(&self.paths, &current.agent_id)?,
+            _ => self.new_key(&current.agent_id).await?,
         };
         let answer = hub.renew(&self.request(&pending, current)).await;
         let answer = answer.map_err(|e| RenewError::asked(&e))?;
@@ -261,6 +281,37 @@ impl Deps {
         let known = self.known(&identity, current, picked_at);
         Pending::issued(&self.paths, &pair.crt, &known)?;
         Ok(Offer { pair, bundle: Some(bundle), picked_at, identity })
+    }
+
+    async fn new_key(&self, agent_id: &str) -> Result<Pending, RenewError> {
+        let (paths, store) = (self.paths.clone(), self.key_store.clone());
+        let (entropy, agent_id) = (Arc::clone(&self.entropy), agent_id.to_owned());
+        let make = move || Pending::make(&paths, (&store, &agent_id), entropy.as_ref());
+        let made = tokio::task::spawn_blocking(make).await;
+        made.map_err(|e| RenewError::key(&self.key_store, &e))?
+    }
+
+    /// Tokens that may have keys which no file names any more, once something has changed.
+    #[must_use]
+    pub fn tokens(&self) -> Vec<TokenUri> {
+        client_key::tokens(&self.paths, &self.key_store)
+    }
+
+    /// Destroys those keys. What fails is done by the next sweep: after a renewal, or daily.
+    pub async fn sweep(&self, tokens: Vec<TokenUri>, agent_id: &str) {
+        if tokens.is_empty() {
+            return;
+        }
+        let (paths, agent_id) = (self.paths.clone(), agent_id.to_owned());
+        let swept = tokio::task::spawn_blocking(move || {
+            match Lock::take(&paths.enrol_lock(), "jtnt-agent, removing old keys") {
+                Ok(_lock) => client_key::sweep(&tokens, &paths, &agent_id),
+                Err(busy) => tracing::debug!(%busy, "old keys stay for now"),
+            }
+        });
+        if let Err(error) = swept.await {
+            tracing::error!(%error, "old keys stay for now");
+        }
     }
 
     fn known(

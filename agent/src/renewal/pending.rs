@@ -7,11 +7,12 @@ use zeroize::Zeroizing;
 
 use super::{error::RenewError, keep::Known};
 use crate::{
+    domain::key_store::KeyStore,
     identity::{
         Pair, Paths,
         client_key::{self, NewKey},
     },
-    runtime::durable,
+    runtime::{durable, entropy::Entropy},
 };
 
 const MAX_BYTES: u64 = 64 * 1024;
@@ -36,9 +37,14 @@ impl Pending {
     }
 
     /// A new key and its request, durable. The request comes last: only with it is there anything.
-    pub(super) fn make(paths: &Paths, agent_id: &str) -> Result<Self, RenewError> {
-        let NewKey { file: key, csr } =
-            client_key::make(agent_id).map_err(|e| RenewError::key(&e))?;
+    /// Blocks.
+    pub(super) fn make(
+        paths: &Paths,
+        (store, agent_id): (&KeyStore, &str),
+        entropy: &dyn Entropy,
+    ) -> Result<Self, RenewError> {
+        let made = client_key::make(store, agent_id, entropy);
+        let NewKey { file: key, csr } = made.map_err(|e| RenewError::key(store, &e))?;
         let written = Self::discard(paths).and_then(|()| {
             durable::replace(&paths.client_key_pending(), &key, durable::PRIVATE)?;
             durable::replace(&paths.client_csr_pending(), csr.as_bytes(), durable::PUBLIC)

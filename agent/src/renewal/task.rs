@@ -250,10 +250,14 @@ impl Task {
     /// Renews if it is time; what an earlier try left unfinished is finished at any time.
     async fn look(&mut self, asked: Asked, daily: bool) {
         self.show();
+        let tokens = self.deps.tokens();
         if daily && let Err(error) = clean_backup(&self.deps.paths, self.deps.clock.now()) {
             tracing::warn!(%error, "the backup of the cert stays");
         }
         let Some(identity) = self.current() else { return };
+        if daily {
+            self.deps.sweep(tokens, &identity.agent_id).await;
+        }
         let unfinished = self.deps.is_unfinished();
         let due = is_due(&self.plan(&identity, asked), daily, self.deps.clock.now());
         let rests = self.rests_until.is_some_and(|until| Instant::now() < until);

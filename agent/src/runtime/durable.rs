@@ -74,6 +74,33 @@ pub fn mode_of(path: &Path) -> u32 {
     PUBLIC
 }
 
+/// Refuses a file with a secret that others can read.
+///
+/// # Errors
+/// When they can, or it is no plain file.
+#[cfg(unix)]
+pub fn private(path: &Path) -> Result<(), String> {
+    let meta = fs::symlink_metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let mode = meta.permissions().mode() & 0o7777;
+    if meta.is_file() && mode & 0o077 == 0 {
+        return Ok(());
+    }
+    if !meta.is_file() {
+        return Err(format!("{} is no plain file", path.display()));
+    }
+    Err(format!(
+        "{} can be read by others (mode {mode:04o}), so the secret may be known; \
+         type: chmod 600 {}",
+        path.display(),
+        path.display()
+    ))
+}
+
+#[cfg(not(unix))]
+pub fn private(path: &Path) -> Result<(), String> {
+    fs::symlink_metadata(path).map(drop).map_err(|e| format!("{}: {e}", path.display()))
+}
+
 /// Creates a file that was not there, with exactly `mode` whatever the umask is.
 ///
 /// # Errors

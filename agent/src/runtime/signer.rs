@@ -1,4 +1,5 @@
-//! The seam behind which the audit key lives: a file now, a token or TPM for whoever has one.
+//! The seam behind which keys live: the audit key, in a file now; and a key for TLS that is kept
+//! elsewhere.
 
 use std::fmt;
 
@@ -11,4 +12,16 @@ pub trait AuditSigner: fmt::Debug + Send + Sync {
 
     /// An Ed25519 signature over `message`.
     fn sign(&self, message: &[u8]) -> [u8; 64];
+}
+
+/// Signs with a key for TLS (ECDSA, P-256) that its keeper gives to nobody. Blocks.
+pub trait TlsSigner: fmt::Debug + Send + Sync {
+    /// The public half: a point, uncompressed (SEC 1, 2.3.3).
+    fn point(&self) -> &[u8; 65];
+
+    /// r and s of a signature over what has this SHA-256.
+    ///
+    /// # Errors
+    /// When the keeper is not there, or does not sign.
+    fn sign(&self, sha256: &[u8; 32]) -> Result<[u8; 64], String>;
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use jtnt_agent::{
+    domain::key_store::KeyStore,
     hub::{HubClient, HubConfig, HubError},
     identity::{self, Identity, Pair, Paths},
     renewal::{Connect, Deps, Known, Prove, RenewError, Replaced, Step, clean_backup},
@@ -61,7 +62,8 @@ impl Desk {
             })
         });
         let connect: Connect = Arc::new(move |identity| Some(client(&url, identity)));
-        let deps = Deps { paths, signer, clock, entropy, connect, prove };
+        let deps =
+            Deps { paths, key_store: KeyStore::File, signer, clock, entropy, connect, prove };
         Self { hub, dir, deps, cut }
     }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jtnt_agent::{
+    domain::key_store::KeyStore,
     enrol::{self, Deps, Options, RootPin, host_facts},
     hub::{Address, HubClient, HubConfig},
     identity::{self, Identity, Paths},
@@ -34,6 +35,7 @@ impl Line {
             labels: BTreeMap::new(),
             host: host_facts("0.0.0"),
             config: None,
+            key_store: KeyStore::File,
             force: false,
         };
         let deps = Deps {
@@ -67,6 +69,7 @@ pub(crate) fn config(url: &str, identity: &Identity, metrics: &Metrics) -> HubCo
         url: Address::hub(url).unwrap(),
         proxy: None,
         tls: Arc::clone(&identity.tls),
+        slow_key: false,
         breaker_failures: 5,
         metrics: metrics.clone(),
         clock: Arc::new(SystemClock),

@@ -15,7 +15,7 @@ use std::{
 use jiff::tz::TimeZone;
 use jtnt_agent::{
     audit::{self, Audit},
-    domain::policy::Engine,
+    domain::{key_store::KeyStore, policy::Engine},
     enrol::{self, Options, RootPin, host_facts},
     gate::{self, Gate, InForce},
     hub::{Address, HubClient, HubConfig},
@@ -112,6 +112,7 @@ impl Site {
             labels: BTreeMap::new(),
             host: host_facts("0.0.0"),
             config: None,
+            key_store: KeyStore::File,
             force: false,
         };
         let deps = enrol::Deps {
@@ -158,6 +159,7 @@ impl Site {
             url: Address::hub(&self.hub.url()).unwrap(),
             proxy: None,
             tls: Arc::clone(&self.identity.tls),
+            slow_key: false,
             breaker_failures: 50,
             metrics: metrics.clone(),
             clock: Arc::clone(&clock),

@@ -26,6 +26,9 @@ pub(crate) struct Certificate<'a> {
     status: &'a str,
     chain_ok: bool,
     key_matches: bool,
+    /// Where the private key is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_store: Option<&'a str>,
     problems: &'a [String],
     path: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,6 +82,7 @@ impl<'a> Certificate<'a> {
             status: &c.status,
             chain_ok: c.chain_ok,
             key_matches: c.key_matches,
+            key_store: text(&c.key_store),
             problems: &c.problems,
             path: &c.path,
             backup: c.backup.as_ref().map(|before| Backup {
@@ -107,6 +111,7 @@ pub(crate) fn certificate(
     let yes = |ok, yes: &str, no: &str| toned(if ok { yes } else { no }, Tone::of(ok));
     table.pair("Chain", yes(view.chain_ok, "leads to the hub's CA", "does not lead to the CA"));
     table.pair("Key", yes(view.key_matches, "matches", "does not match"));
+    table.pair("Kept in", view.key_store.unwrap_or("-"));
     table.pair("File", view.path);
     if let Some(before) = &view.backup {
         let kept = human::when_or_dash(before.kept_until, now);

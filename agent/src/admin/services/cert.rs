@@ -69,6 +69,7 @@ impl CertService for Cert {
             key_matches: seen.key_matches,
             problems,
             path,
+            key_store: seen.key_store.map(|store| store.to_string()).unwrap_or_default(),
             backup: backup.map(|before| pb::CertBackup {
                 serial: before.cert.serial,
                 not_after: Some(convert::time(before.cert.not_after)),

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::{config::failure, print};
 use crate::{
     app::cli::Enroll,
-    config::{Config, Environment, load_or_default, merged},
+    config::{Config, Entry, Environment, load_or_default, merged},
     enrol::{
         self, ConfigFile, Deps, EnrolError, Enrolled, HubCa, Input, Options, RootPin, host_facts,
     },
@@ -51,8 +51,10 @@ pub(in crate::app) async fn run(
     let proxy = before.hub_proxy.as_deref().map(Address::proxy).transpose();
     let proxy = proxy.map_err(|e| Failure::new(Exit::Usage, "use hub_proxy", e.to_string()))?;
     let labels: BTreeMap<_, _> = asked.labels.into_iter().collect();
-    let content = merged(&path, Some(&hub.to_string()), &labels).map_err(|e| failure(&e))?;
-    let written = told_of_config(&path, &content, &labels);
+    let (hub_url, key_store) = (hub.to_string(), asked.key_store.as_ref().map(ToString::to_string));
+    let entry = Entry { hub_url: Some(&hub_url), key_store: key_store.as_deref(), labels: &labels };
+    let content = merged(&path, entry).map_err(|e| failure(&e))?;
+    let written = told_of_config(&path, &content, entry);
     let mut all_labels = before.labels.clone();
     all_labels.extend(labels);
     let options = Options {
@@ -69,6 +71,7 @@ pub(in crate::app) async fn run(
         labels: all_labels,
         host: host_facts(VERSION),
         config: written.is_some().then_some(ConfigFile { path, content }),
+        key_store: asked.key_store.unwrap_or_else(|| before.key_store.clone()),
         force: asked.force,
     };
     let metrics = Metrics::new(VERSION)
@@ -80,17 +83,15 @@ pub(in crate::app) async fn run(
 }
 
 /// Which file is written, and what of it; nothing where it says all of it already.
-fn told_of_config(
-    path: &Path,
-    content: &[u8],
-    labels: &BTreeMap<String, String>,
-) -> Option<String> {
+fn told_of_config(path: &Path, content: &[u8], entry: Entry<'_>) -> Option<String> {
     let there = durable::read(path, u64::try_from(content.len()).unwrap_or(u64::MAX));
     if there.is_ok_and(|there| there == content) {
         return None;
     }
-    let what = if labels.is_empty() { "hub_url" } else { "hub_url and labels" };
-    Some(format!("{}: {what} written", path.display()))
+    let store = entry.key_store.map(|_| "key_store");
+    let labels = (!entry.labels.is_empty()).then_some("labels");
+    let what: Vec<_> = [Some("hub_url"), store, labels].into_iter().flatten().collect();
+    Some(format!("{}: {} written", path.display(), what.join(" and ")))
 }
 
 /// A running agent takes the identity up at once when it is told to; it looks by itself, too.

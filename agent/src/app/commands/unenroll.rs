@@ -2,33 +2,43 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use jtnt_proto::audit::{Event, Status};
+use jtnt_proto::{
+    audit::{Event, Status},
+    identity::agent_id,
+};
 use jtntctl::{Exit, Failure, Io};
 
 use super::{config::failure, print};
 use crate::{
     app::core::{Core, of_io},
     audit::Record,
-    config::{load_or_default, merged},
+    config::{Entry, load_or_default, merged},
     domain::enforcement::Abilities,
-    identity::{self, Paths},
+    identity::{self, Paths, client_key},
     runtime::durable,
 };
 
 pub(in crate::app) async fn run(path: PathBuf, io: &mut Io) -> Result<Exit, Failure> {
     let config = load_or_default(&path).map_err(|e| failure(&e))?;
-    let without = merged(&path, None, &BTreeMap::new()).map_err(|e| failure(&e))?;
+    let labels = BTreeMap::new();
+    let nothing = Entry { hub_url: None, key_store: None, labels: &labels };
+    let without = merged(&path, nothing).map_err(|e| failure(&e))?;
     let core = Box::pin(Core::open(config, path.clone(), "unenroll", Abilities::default)).await?;
+    let paths = Paths { data_dir: core.base.config.data_dir.clone() };
     if matches!(&*core.published.identity.borrow(), Err(identity::IdentityError::NotEnrolled)) {
         return Err(Failure::new(Exit::No, "unenrol", "this agent is not enrolled"));
     }
+    let signer = identity::audit_key(&paths, core.base.entropy.as_ref());
+    let signer = signer.map_err(|e| Failure::new(Exit::Io, "read the audit key", e.to_string()))?;
+    let agent_id = agent_id(&signer.public_key());
     let mut record = Record::of(Event::Enrollment).detail("action", "unenroll");
     (record.status, record.origin) = (Some(Status::Success), Some("local"));
     record.object.clone_from(&core.base.config.hub_url);
     let recorded = core.state.audit.append(record).await;
     recorded.map_err(|e| Failure::new(Exit::Io, "record that the agent leaves", e.to_string()))?;
-    let paths = Paths { data_dir: core.base.config.data_dir.clone() };
+    let tokens = client_key::tokens(&paths, &core.base.config.key_store);
     identity::remove(&paths).map_err(|e| of_io("remove the identity", &e))?;
+    client_key::sweep(&tokens, &paths, &agent_id);
     durable::remove(&core.base.config.paths().policy())
         .map_err(|e| of_io("remove the policy", &e))?;
     let exists = path.exists();

@@ -1,7 +1,16 @@
 //! The private key of the client certificate, wherever it is kept: `client.key` holds it, or says
 //! where it is. Whoever moves, backs up or removes the file need not know which.
 
-use std::{fmt, sync::Arc};
+#[cfg(not(all(feature = "pkcs11", feature = "tpm2")))]
+mod absent;
+mod held;
+mod sweep;
+#[cfg(feature = "pkcs11")]
+mod token;
+#[cfg(feature = "tpm2")]
+mod tpm;
+
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey,
@@ -10,11 +19,35 @@ use rustls::{Error, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use zeroize::Zeroizing;
 
+#[cfg(not(feature = "pkcs11"))]
+use self::absent::token;
+#[cfg(not(feature = "tpm2"))]
+use self::absent::tpm;
+use self::held::Held;
 use super::tls;
+use crate::{
+    domain::key_store::{KeyStore, TokenUri},
+    runtime::{
+        entropy::{Entropy, seed},
+        signer::TlsSigner,
+    },
+};
+
+pub use sweep::{sweep, tokens};
+
+/// Of the id of a key in a token: no two are alike.
+const ID_BYTES: usize = 16;
+
+/// The keeper of a key did not sign.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the client key does not sign: {0}")]
+pub struct Unsigned(String);
 
 /// A key for TLS.
 pub struct ClientKey {
     signs: Arc<dyn rustls::sign::SigningKey>,
+    /// Where it is.
+    pub store: KeyStore,
 }
 
 impl ClientKey {
@@ -36,7 +69,7 @@ impl ClientKey {
 
 impl fmt::Debug for ClientKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ClientKey")
+        f.debug_struct("ClientKey").field("store", &self.store).finish_non_exhaustive()
     }
 }
 
@@ -54,15 +87,31 @@ impl fmt::Debug for NewKey {
     }
 }
 
-/// Makes a key (ECDSA P-256) for this agent.
+/// Makes a key (ECDSA P-256) for this agent. Blocks, as long as the store takes.
 ///
 /// # Errors
 /// When none can be made.
-pub fn make(agent_id: &str) -> Result<NewKey, String> {
-    let key =
-        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| format!("no TLS key: {e}"))?;
-    let csr = request(&key, agent_id)?;
-    Ok(NewKey { file: Zeroizing::new(key.serialize_pem().into_bytes()), csr })
+pub fn make(store: &KeyStore, agent_id: &str, entropy: &dyn Entropy) -> Result<NewKey, String> {
+    match store {
+        KeyStore::File => {
+            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| e.to_string())?;
+            let csr = request(&key, agent_id)?;
+            Ok(NewKey { file: Zeroizing::new(key.serialize_pem().into_bytes()), csr })
+        }
+        KeyStore::Tpm2(device) => NewKey::of(tpm::make(device)?, agent_id),
+        KeyStore::Pkcs11(uri) => {
+            let id = seed(entropy).map_err(|e| e.to_string())?;
+            let uri = uri.key(agent_id, id.get(..ID_BYTES).unwrap_or_default().to_vec());
+            NewKey::of(token::make(&uri)?, agent_id)
+        }
+    }
+}
+
+impl NewKey {
+    fn of((file, key): (String, Arc<dyn TlsSigner>), agent_id: &str) -> Result<Self, String> {
+        let csr = request(&Held(key), agent_id)?;
+        Ok(Self { file: Zeroizing::new(file.into_bytes()), csr })
+    }
 }
 
 fn request(key: &impl SigningKey, agent_id: &str) -> Result<String, String> {
@@ -73,13 +122,49 @@ fn request(key: &impl SigningKey, agent_id: &str) -> Result<String, String> {
     csr.map_err(|e| format!("the key signs no request for a cert: {e}"))
 }
 
-/// The key of which `client.key` tells.
+/// The key of which `client.key` tells. Asks no device.
 ///
 /// # Errors
 /// When there is none, or it cannot be used.
 pub fn open(file: &[u8]) -> Result<ClientKey, String> {
-    let der = PrivateKeyDer::from_pem_slice(file)
-        .map_err(|e| format!("not a private key in PEM: {e}"))?;
-    let signs = tls::provider().key_provider.load_private_key(der).map_err(|e| e.to_string())?;
-    Ok(ClientKey { signs })
+    match Kept::of(file)? {
+        Kept::Here => {
+            let der = PrivateKeyDer::from_pem_slice(file)
+                .map_err(|e| format!("not a private key in PEM: {e}"))?;
+            let signs = tls::provider().key_provider.load_private_key(der);
+            Ok(ClientKey { signs: signs.map_err(|e| e.to_string())?, store: KeyStore::File })
+        }
+        Kept::ByTpm(device) => {
+            let signs = Arc::new(Held(tpm::open(&device, file)?));
+            Ok(ClientKey { signs, store: KeyStore::Tpm2(device) })
+        }
+        Kept::InToken(uri) => {
+            let store = KeyStore::Pkcs11(uri.store());
+            Ok(ClientKey { signs: Arc::new(Held(token::open(&uri, file)?)), store })
+        }
+    }
 }
+
+/// Where a file says that its key is: the first line does, where the rest is not the key.
+enum Kept {
+    Here,
+    ByTpm(PathBuf),
+    InToken(TokenUri),
+}
+
+impl Kept {
+    fn of(file: &[u8]) -> Result<Self, String> {
+        let line = file.split(|b| *b == b'\n').next().unwrap_or_default();
+        let Ok(line) = std::str::from_utf8(line) else { return Ok(Self::Here) };
+        if line.starts_with("pkcs11:") {
+            return line.parse().map(Self::InToken);
+        }
+        match line.strip_prefix("tpm2:") {
+            Some(device) => Ok(Self::ByTpm(device.into())),
+            None => Ok(Self::Here),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

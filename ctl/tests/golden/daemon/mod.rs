@@ -275,6 +275,7 @@ impl pb::cert_service_server::CertService for Fake {
             chain_ok: true,
             key_matches: false,
             problems: vec!["the key belongs to another certificate".into()],
+            key_store: "tpm2:/dev/tpmrm0".into(),
             path: "/var/lib/jtnt-agent/certs/client.crt".into(),
             backup: Some(pb::CertBackup {
                 serial: "070809".into(),
