@@ -13,7 +13,7 @@ use jtnt_proto::{
     bytes::{Base64, Hash},
     json,
 };
-use rcgen::CertificateSigningRequestParams;
+use rcgen::{CertificateSigningRequestParams, ExtendedKeyUsagePurpose};
 use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
 
@@ -128,11 +128,11 @@ impl Authorities {
     pub(crate) fn issue(
         &self,
         request: &CertificateSigningRequestParams,
-        agent_id: &str,
+        to: (&str, ExtendedKeyUsagePurpose),
         window: (Timestamp, Duration),
     ) -> Result<Issued, HubError> {
         let inner = self.lock();
-        issuer(&inner.plan, &inner.accepted)?.issue(request, agent_id, window)
+        issuer(&inner.plan, &inner.accepted)?.issue(request, to, window)
     }
 
     pub(crate) fn views(&self) -> Vec<AuthorityView> {

@@ -106,6 +106,18 @@ pub enum Kind {
     Replay,
     /// The hub's clock is a day ahead, in `hub_time` and in `Date`.
     ClockSkew,
+    /// A certificate for another agent.
+    OtherAgent,
+    /// A certificate for servers.
+    NotForClients,
+    /// A certificate that begins in an hour.
+    NotYetValid,
+    /// A certificate of an authority that nobody named.
+    Stranger,
+    /// The certificate behind its authority's.
+    Disordered,
+    /// The certificate and 999 others.
+    LongChain,
 }
 
 impl Kind {
@@ -122,6 +134,12 @@ impl Kind {
                     | Route::Root
                     | Route::Any
             ),
+            Self::OtherAgent
+            | Self::NotForClients
+            | Self::NotYetValid
+            | Self::Stranger
+            | Self::Disordered
+            | Self::LongChain => matches!(route, Route::Enroll | Route::Renew),
             Self::Refuse
             | Self::InternalError
             | Self::TooMany

@@ -20,7 +20,7 @@ use crate::{
 const CA_LIFE: Duration = Duration::from_secs(3650 * 86_400);
 const SERVER_LIFE: Duration = Duration::from_secs(365 * 86_400);
 /// Certificates begin a little in the past, for agents whose clocks are a little slow.
-const BACKDATE_SECONDS: i64 = 300;
+pub(crate) const BACKDATE_SECONDS: i64 = 300;
 
 /// The certificate authority.
 #[derive(Debug)]
@@ -75,6 +75,14 @@ impl Authority {
         let der = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|e| HubError::damaged(format!("{stem}.crt"), e))?;
         Ok(Self { number, issuer, pem, der })
+    }
+
+    /// One that nobody has heard of, and that is forgotten.
+    pub(crate) fn stranger() -> Result<Self, HubError> {
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = ca_params("ca")?.self_signed(&pair)?;
+        let (pem, der) = (certificate.pem(), certificate.der().clone());
+        Ok(Self { number: 0, issuer: Issuer::from_ca_cert_pem(&pem, pair)?, pem, der })
     }
 
     /// The authority's certificate, PEM.
@@ -133,13 +141,13 @@ impl Authority {
     pub(crate) fn issue(
         &self,
         request: &CertificateSigningRequestParams,
-        agent_id: &str,
+        (agent_id, purpose): (&str, ExtendedKeyUsagePurpose),
         (from, life): (Timestamp, Duration),
     ) -> Result<Issued, HubError> {
         let mut params = leaf(agent_id, from, life)?;
         let urn = format!("urn:jtnt:agent:{agent_id}");
         params.subject_alt_names = vec![SanType::URI(urn.as_str().try_into()?)];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![purpose];
         let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes).unwrap_or_default();
         let pem = params.signed_by(&request.public_key, &self.issuer)?.pem();
         let life = i64::try_from(life.as_secs()).unwrap_or(i64::MAX);

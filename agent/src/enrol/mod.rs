@@ -300,12 +300,15 @@ fn judge(
     let judged = Judged { chain: &chain, anchors: &bundle, agent_id: id };
     let skewed = answer.hub_time.duration_since(now).abs() > MAX_SKEW;
     let info = judged.at(now).map_err(|fault| match fault {
-        CertFault::NotYetValid(_) => EnrolError::skew(now, answer.hub_time),
+        CertFault::NotYetValid(begins) if begins <= answer.hub_time => {
+            EnrolError::skew(now, answer.hub_time)
+        }
         CertFault::Expired(_) if skewed => EnrolError::skew(now, answer.hub_time),
         other @ (CertFault::Unreadable(_)
         | CertFault::WrongName { .. }
         | CertFault::NotForClients
         | CertFault::Untrusted(_)
+        | CertFault::NotYetValid(_)
         | CertFault::Expired(_)) => EnrolError::certificate(&other.to_string()),
     })?;
     client_key::open(&asked.key).and_then(|key| key.with(chain)).map_err(unreadable)?;

@@ -260,6 +260,12 @@ async fn no_answer_of_a_broken_hub_changes_anything() {
         (Kind::TooMany, ""),
         (Kind::Expired, "BAD_CERTIFICATE"),
         (Kind::Replay, "BAD_CERTIFICATE"),
+        (Kind::OtherAgent, "BAD_CERTIFICATE"),
+        (Kind::NotForClients, "BAD_CERTIFICATE"),
+        (Kind::NotYetValid, "BAD_CERTIFICATE"),
+        (Kind::Stranger, "BAD_CERTIFICATE"),
+        (Kind::Disordered, "BAD_CERTIFICATE"),
+        (Kind::LongChain, "BAD_CERTIFICATE"),
     ] {
         hub.set_fault(Route::Enroll, kind, Some(1)).unwrap();
         let forced = Options { force: true, ..options(&hub, dir.path()).await };

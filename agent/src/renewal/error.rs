@@ -127,19 +127,23 @@ impl RenewError {
         Self::new("CERTIFICATE", message, "nothing was changed; tell the hub's operator")
     }
 
-    /// Its dates do not fit this machine's clock.
-    pub(super) fn dates(fault: &CertFault, offset: Option<SignedDuration>) -> Self {
-        let offset = match offset {
+    /// Its dates do not fit this machine's clock; one that has not begun by the hub's clock either is
+    /// no matter of clocks.
+    pub(super) fn dates(fault: &CertFault, now: Timestamp, offset: Option<SignedDuration>) -> Self {
+        let by_hub = offset.map_or(now, |offset| now.saturating_sub(offset).unwrap_or(now));
+        let apart = match offset {
             Some(offset) => {
-                format!("this clock is {} s ahead of the hub's", offset.as_secs())
+                let way = if offset.is_negative() { "behind" } else { "ahead of" };
+                format!("this clock is {} s {way} the hub's", offset.unsigned_abs().as_secs())
             }
             None => "the hub's clock is not known".to_owned(),
         };
-        if matches!(fault, CertFault::NotYetValid(_)) {
-            let message = format!("{fault}; {offset}");
+        if matches!(fault, CertFault::NotYetValid(begins) if offset.is_none() || *begins <= by_hub)
+        {
+            let message = format!("{fault}; {apart}");
             return Self::new("CLOCK_SKEW", message, "set this machine's clock, or the hub's");
         }
-        Self::new("CERTIFICATE", format!("{fault}; {offset}"), "tell the hub's operator")
+        Self::new("CERTIFICATE", format!("{fault}; {apart}"), "tell the hub's operator")
     }
 
     /// It would end soon, and before the one that it is to replace.

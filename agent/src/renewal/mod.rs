@@ -352,9 +352,11 @@ impl Deps {
         let pair = identity::trimmed(&self.paths, pair, &bundle).map_err(unusable)?;
         let found = identity::with_pair(&self.paths, pair.clone(), Some(bundle.clone()));
         let found = found.map_err(unusable)?;
-        self.is_current(&found.cert).map_err(|e| RenewError::dates(&e, hub.clock_offset()))?;
+        let now = self.clock.now();
+        let dated = self.is_current(&found.cert);
+        dated.map_err(|e| RenewError::dates(&e, now, hub.clock_offset()))?;
         let (ends, before) = (found.cert.not_after, current.cert.not_after);
-        if cert_rule::strands(ends, before, self.clock.now()) {
+        if cert_rule::strands(ends, before, now) {
             return Err(RenewError::shorter(ends, before));
         }
         Ok((pair, bundle, found))

@@ -17,7 +17,7 @@ use jtnt_agent::{
     identity::{self, Identity, Pair, Paths},
     renewal::{Connect, Deps, Known, Prove, RenewError, Replaced, Step, clean_backup},
     runtime::{
-        clock::{SharedClock, SystemClock},
+        clock::{Clock, SharedClock, SystemClock},
         durable,
         entropy::{SharedEntropy, SystemEntropy},
     },
@@ -164,10 +164,22 @@ async fn whatever_the_hub_answers_instead_nothing_changes() {
         assert_eq!(desk.identity().cert, before, "{kind:?}");
         assert!(!desk.deps.paths.client_crt_backup().exists());
     }
-    // And of an answer that is wrong, not even the request stays.
+    // And of a certificate that is wrong, not even the request stays.
+    for (kind, reason) in [
+        (Kind::Expired, "CERTIFICATE"),
+        (Kind::OtherAgent, "CERTIFICATE"),
+        (Kind::NotForClients, "CERTIFICATE"),
+        (Kind::NotYetValid, "CERTIFICATE"),
+        (Kind::Stranger, "CERTIFICATE"),
+        (Kind::Disordered, "CERTIFICATE"),
+        (Kind::LongChain, "CERTIFICATE"),
+        (Kind::WrongSignature, "CERTIFICATE"),
+    ] {
+        let desk = Desk::new().await;
+        desk.hub.set_fault(Route::Renew, kind, Some(1)).unwrap();
+        desk.refused(reason).await;
+    }
     let desk = Desk::new().await;
-    desk.hub.set_fault(Route::Renew, Kind::Expired, Some(1)).unwrap();
-    desk.refused("CERTIFICATE").await;
     desk.hub
         .judge_certificates(&desk.identity().agent_id, jtnt_hub_mock::Standing::Revoked)
         .await
@@ -175,6 +187,37 @@ async fn whatever_the_hub_answers_instead_nothing_changes() {
     let error = desk.renew().await.unwrap_err();
     assert_eq!((&*error.reason, error.transient), ("CERTIFICATE_REVOKED", false));
     assert!(error.advice.contains("jtnt-agent enroll --force"));
+}
+
+/// An hour late.
+#[derive(Debug)]
+struct LateClock;
+
+impl Clock for LateClock {
+    fn now(&self) -> jiff::Timestamp {
+        SystemClock.now() - jiff::SignedDuration::from_hours(1)
+    }
+
+    fn uptime(&self) -> std::time::Duration {
+        SystemClock.uptime()
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_late_is_told_by_how_much() {
+    let desk = Desk::new().await;
+    let (current, before) = (desk.identity(), desk.tree());
+    let metrics = Metrics::new("test").unwrap();
+    let late =
+        HubConfig { clock: Arc::new(LateClock), ..config(&desk.hub.url(), &current, &metrics) };
+    let deps = Deps { clock: Arc::new(LateClock), ..desk.deps.clone() };
+    let renewed = deps.renew(&HubClient::new(late), &current, &mut |_| {}).await;
+    let error = renewed.unwrap_err();
+    assert_eq!(error.reason, "CLOCK_SKEW");
+    // A second may have gone by between the hub's clock and this one.
+    let told = ["3600 s behind", "3601 s behind", "3599 s behind"];
+    assert!(told.iter().any(|told| error.message.contains(told)), "{error}");
+    assert_eq!(desk.tree(), before);
 }
 
 #[tokio::test]

@@ -10,10 +10,12 @@ use jtnt_proto::{
     hub::{EnrollRequest, EnrollResponse},
     identity,
 };
+use rcgen::ExtendedKeyUsagePurpose;
 
 use super::{
     bounded,
     caller::read,
+    odd::instead,
     problem::Refusal,
     renew::{certificate_window, proven},
 };
@@ -38,7 +40,9 @@ pub(super) async fn enroll(
     token_counts(&core.lock(), token)?;
 
     let window = certificate_window(core.settings.certificate_life, fault.as_ref());
-    let mut issued = core.authorities.issue(&request, &asked.agent_id, window)?;
+    let to = (asked.agent_id.as_str(), ExtendedKeyUsagePurpose::ClientAuth);
+    let mut issued = core.authorities.issue(&request, to, window)?;
+    let odd = instead(&core, fault.as_ref(), (&request, &asked.agent_id), &issued)?;
     let seq = {
         let mut inner = core.lock();
         // Again under the lock that uses it up: two requests may have come with one token.
@@ -59,7 +63,7 @@ pub(super) async fn enroll(
     core.hint_renewal(&asked.agent_id, false);
     Ok(Json(EnrollResponse {
         agent_id: asked.agent_id,
-        certificate: issued.pem,
+        certificate: odd.unwrap_or(issued.pem),
         ca_bundle: core.authorities.bundle(),
         hub_time: clock::now(),
     }))

@@ -6,6 +6,7 @@ mod enroll;
 mod front;
 mod heartbeat;
 mod jobs;
+mod odd;
 mod policy;
 pub(crate) mod problem;
 mod renew;

@@ -12,10 +12,12 @@ use jtnt_proto::{
     identity,
     key::PublicKey,
 };
+use rcgen::ExtendedKeyUsagePurpose;
 
 use super::{
     caller::{Renewing, read},
     enroll::certificate,
+    odd::instead,
     problem::Refusal,
 };
 use crate::{
@@ -60,8 +62,10 @@ pub(super) async fn renew(
         return Ok(Json(again));
     }
     let (from, life) = certificate_window(core.settings.certificate_life, fault.as_ref());
-    let issued = core.authorities.issue(&request, &agent_id, (from, life))?;
-    let mut pem = issued.pem.clone();
+    let to = (agent_id.as_str(), ExtendedKeyUsagePurpose::ClientAuth);
+    let issued = core.authorities.issue(&request, to, (from, life))?;
+    let odd = instead(&core, fault.as_ref(), (&request, &agent_id), &issued)?;
+    let mut pem = odd.unwrap_or_else(|| issued.pem.clone());
     let seq = {
         let mut inner = core.lock();
         let oldest = inner.state.agents.get(&agent_id).and_then(|a| a.certificates.front());

@@ -73,6 +73,12 @@ pub(super) async fn answer(core: &Core, fault: &Fault, request: Request, next: N
         | Kind::WrongSignature
         | Kind::Expired
         | Kind::Replay
+        | Kind::OtherAgent
+        | Kind::NotForClients
+        | Kind::NotYetValid
+        | Kind::Stranger
+        | Kind::Disordered
+        | Kind::LongChain
         | Kind::ClockSkew => {}
     }
     let honest = next.run(request).await;
@@ -85,7 +91,14 @@ pub(super) async fn answer(core: &Core, fault: &Fault, request: Request, next: N
         Kind::WrongSignature => rewrite(honest, &turn_signatures).await,
         Kind::ClockSkew => skew(rewrite(honest, &skew_hub_time).await),
         // The handlers of documents and certificates saw the fault themselves.
-        Kind::Expired | Kind::Replay => honest,
+        Kind::Expired
+        | Kind::Replay
+        | Kind::OtherAgent
+        | Kind::NotForClients
+        | Kind::NotYetValid
+        | Kind::Stranger
+        | Kind::Disordered
+        | Kind::LongChain => honest,
         Kind::InternalError | Kind::TooMany | Kind::Redirect | Kind::Refuse | Kind::Hang => honest,
     }
 }
