@@ -81,6 +81,11 @@ impl Agent {
         Ok(fs::read_to_string(format!("/proc/{}/{file}", self.child.id()))?)
     }
 
+    /// Where it tells how it is.
+    pub(crate) const fn health(&self) -> SocketAddr {
+        self.doors.health
+    }
+
     /// KiB of memory, shared pages by share.
     pub(crate) fn pss(&self) -> Outcome<u64> {
         pss(self.child.id())

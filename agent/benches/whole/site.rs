@@ -72,6 +72,10 @@ impl Site {
         Agent::start(&self.program, &config, self.doors.clone(), &log)
     }
 
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.doors.socket.clone()
+    }
+
     pub(crate) fn program(&self) -> &Path {
         &self.program
     }

@@ -44,6 +44,11 @@ impl RenewError {
         Self::new("NO_IDENTITY", fault.to_string(), "nothing was done")
     }
 
+    /// What was done beside did not come to an end.
+    pub(super) fn lost(why: &dyn std::fmt::Display) -> Self {
+        Self::new("INTERNAL", format!("the renewal broke off: {why}"), LATER).later()
+    }
+
     /// No hub is configured.
     #[must_use]
     pub fn no_hub() -> Self {

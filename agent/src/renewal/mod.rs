@@ -12,6 +12,7 @@ mod task;
 
 use std::{fmt, future::Future, io, pin::Pin, sync::Arc};
 
+use jiff::SignedDuration;
 use jtnt_proto::{
     bytes::Base64,
     hub::{RenewRequest, RenewResponse},
@@ -131,7 +132,7 @@ impl Deps {
     pub async fn renew(
         &self,
         hub: &HubClient,
-        current: &Identity,
+        current: &Arc<Identity>,
         told: &mut (dyn FnMut(Step) + Send),
     ) -> Result<Replaced, RenewError> {
         let tokens = self.tokens();
@@ -143,10 +144,11 @@ impl Deps {
     async fn replace(
         &self,
         hub: &HubClient,
-        current: &Identity,
+        current: &Arc<Identity>,
         told: &mut (dyn FnMut(Step) + Send),
     ) -> Result<Replaced, RenewError> {
-        let waiting = match self.waiting(current) {
+        let now = Arc::clone(current);
+        let waiting = match self.aside(move |own| own.waiting(&now)).await? {
             Some(offer) => self.try_again(offer, current, told).await?,
             None => None,
         };
@@ -162,8 +164,19 @@ impl Deps {
         told(Step::Installing);
         let Offer { pair, bundle, picked_at, identity } = offer;
         let known = self.known(&identity, current, picked_at);
-        self.install(pair, bundle, &known)?;
-        Ok(Replaced { before: known.before, cert: identity.cert })
+        let before = known.before.clone();
+        self.aside(move |own| own.install(pair, bundle, &known)).await??;
+        Ok(Replaced { before, cert: identity.cert })
+    }
+
+    /// Does what keeps a thread busy, files and signatures, beside what the agent does meanwhile.
+    async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T, RenewError> {
+        let own = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&own)).await;
+        done.map_err(|e| RenewError::lost(&e))
     }
 
     /// Puts the pair before back in place; the one that is there becomes the backup. `prove`: only
@@ -177,6 +190,25 @@ impl Deps {
         told: &mut (dyn FnMut(Step) + Send),
     ) -> Result<Replaced, RenewError> {
         told(Step::Checking);
+        let (backup, tried) = self.aside(Self::backup).await??;
+        if prove {
+            told(Step::Trying);
+            self.shown(&tried, RenewError::unproven).await?;
+        }
+        told(Step::Installing);
+        let (serial, received_at) = (tried.cert.serial.clone(), self.clock.now());
+        let before = self.aside(move |own| {
+            let before = Pair::read(&own.paths.client_crt(), &own.paths.client_key());
+            let before = before.ok().flatten().and_then(|pair| serial_of(&pair));
+            let before = before.unwrap_or_default();
+            let known = Known { serial, received_at, renewed: false, picked_at: None, before };
+            own.install(backup, None, &known).map(|()| known.before)
+        });
+        Ok(Replaced { before: before.await??, cert: tried.cert })
+    }
+
+    /// The backup, if there is a way back to it.
+    fn backup(&self) -> Result<(Pair, Identity), RenewError> {
         let (crt, key) = (self.paths.client_crt_backup(), self.paths.client_key_backup());
         let backup = Pair::read(&crt, &key).map_err(|e| RenewError::bad_backup(&e))?;
         let backup = backup.ok_or_else(RenewError::no_backup)?;
@@ -187,22 +219,7 @@ impl Deps {
             let why = "the root of roles no longer names the authority that issued it";
             return Err(RenewError::bad_backup(&why));
         }
-        if prove {
-            told(Step::Trying);
-            self.shown(&tried, RenewError::unproven).await?;
-        }
-        told(Step::Installing);
-        let before = Pair::read(&self.paths.client_crt(), &self.paths.client_key());
-        let before = before.ok().flatten().and_then(|pair| serial_of(&pair));
-        let known = Known {
-            serial: tried.cert.serial.clone(),
-            received_at: self.clock.now(),
-            renewed: false,
-            picked_at: None,
-            before: before.unwrap_or_default(),
-        };
-        self.install(backup, None, &known)?;
-        Ok(Replaced { before: known.before, cert: tried.cert })
+        Ok((backup, tried))
     }
 
     /// Whether an earlier try left something to be gone on with. What is no use is forgotten.
@@ -252,7 +269,7 @@ impl Deps {
             return Err(error);
         }
         tracing::warn!(%error, "the cert of an earlier try is given up, another is asked for");
-        self.forget();
+        self.aside(Self::forget).await?;
         Ok(None)
     }
 
@@ -260,18 +277,40 @@ impl Deps {
     async fn issue(
         &self,
         hub: &HubClient,
-        current: &Identity,
+        current: &Arc<Identity>,
         told: &mut (dyn FnMut(Step) + Send),
     ) -> Result<Offer, RenewError> {
         told(Step::Asking);
-        let pending = match Pending::find(&self.paths) {
-            Some(pending) if !self.is_in_place(&pending) => pending,
-            _ => self.new_key(&current.agent_id).await?,
-        };
-        let answer = hub.renew(&self.request(&pending, current)).await;
-        let answer = answer.map_err(|e| RenewError::asked(&e))?;
+        let now = Arc::clone(current);
+        let asked = self.aside(move |own| {
+            let pending = own.pending(&now.agent_id)?;
+            let request = own.request(&pending, &now);
+            Ok((pending, request))
+        });
+        let (pending, request) = asked.await??;
+        let answer = hub.renew(&request).await.map_err(|e| RenewError::asked(&e))?;
         told(Step::Checking);
-        let judged = self.judge(&pending, &answer, hub, current);
+        let (now, offset) = (Arc::clone(current), hub.clock_offset());
+        self.aside(move |own| own.keep(&pending, &answer, offset, &now)).await?
+    }
+
+    /// A key whose request was not answered yet, or a new one.
+    fn pending(&self, agent_id: &str) -> Result<Pending, RenewError> {
+        match Pending::find(&self.paths) {
+            Some(pending) if !self.is_in_place(&pending) => Ok(pending),
+            _ => Pending::make(&self.paths, (&self.key_store, agent_id), self.entropy.as_ref()),
+        }
+    }
+
+    /// Keeps what the hub answered, if that is good.
+    fn keep(
+        &self,
+        pending: &Pending,
+        answer: &RenewResponse,
+        offset: Option<SignedDuration>,
+        current: &Identity,
+    ) -> Result<Offer, RenewError> {
+        let judged = self.judge(pending, answer, offset, current);
         let (pair, bundle, identity) = judged.inspect_err(|_| self.forget())?;
         let picked_at = answer.window.and_then(|window| {
             let life = (identity.cert.not_before, identity.cert.not_after);
@@ -281,14 +320,6 @@ impl Deps {
         let known = self.known(&identity, current, picked_at);
         Pending::issued(&self.paths, &pair.crt, &known)?;
         Ok(Offer { pair, bundle: Some(bundle), picked_at, identity })
-    }
-
-    async fn new_key(&self, agent_id: &str) -> Result<Pending, RenewError> {
-        let (paths, store) = (self.paths.clone(), self.key_store.clone());
-        let (entropy, agent_id) = (Arc::clone(&self.entropy), agent_id.to_owned());
-        let make = move || Pending::make(&paths, (&store, &agent_id), entropy.as_ref());
-        let made = tokio::task::spawn_blocking(make).await;
-        made.map_err(|e| RenewError::key(&self.key_store, &e))?
     }
 
     /// Tokens that may have keys which no file names any more, once something has changed.
@@ -302,10 +333,10 @@ impl Deps {
         if tokens.is_empty() {
             return;
         }
-        let (paths, agent_id) = (self.paths.clone(), agent_id.to_owned());
-        let swept = tokio::task::spawn_blocking(move || {
-            match Lock::take(&paths.enrol_lock(), "jtnt-agent, removing old keys") {
-                Ok(_lock) => client_key::sweep(&tokens, &paths, &agent_id),
+        let agent_id = agent_id.to_owned();
+        let swept = self.aside(move |own| {
+            match Lock::take(&own.paths.enrol_lock(), "jtnt-agent, removing old keys") {
+                Ok(_lock) => client_key::sweep(&tokens, &own.paths, &agent_id),
                 Err(busy) => tracing::debug!(%busy, "old keys stay for now"),
             }
         });
@@ -342,7 +373,7 @@ impl Deps {
         &self,
         pending: &Pending,
         answer: &RenewResponse,
-        hub: &HubClient,
+        offset: Option<SignedDuration>,
         current: &Identity,
     ) -> Result<(Pair, Vec<u8>, Identity), RenewError> {
         let unusable = |e: IdentityError| RenewError::unusable(&e);
@@ -354,7 +385,7 @@ impl Deps {
         let found = found.map_err(unusable)?;
         let now = self.clock.now();
         let dated = self.is_current(&found.cert);
-        dated.map_err(|e| RenewError::dates(&e, now, hub.clock_offset()))?;
+        dated.map_err(|e| RenewError::dates(&e, now, offset))?;
         let (ends, before) = (found.cert.not_after, current.cert.not_after);
         if cert_rule::strands(ends, before, now) {
             return Err(RenewError::shorter(ends, before));
@@ -365,11 +396,10 @@ impl Deps {
     /// Shows it to the hub. What the hub refuses, or sees another in place of, is forgotten.
     async fn try_out(&self, tried: &Identity) -> Result<(), RenewError> {
         let end = self.shown(tried, RenewError::tried).await;
-        end.inspect_err(|error| {
-            if !error.transient {
-                self.forget();
-            }
-        })
+        if end.as_ref().is_err_and(|error| !error.transient) {
+            self.aside(Self::forget).await?;
+        }
+        end
     }
 
     /// Shows a certificate to the hub over a connection of its own.

@@ -280,7 +280,7 @@ impl Task {
 
     async fn renew(
         &self,
-        identity: &Identity,
+        identity: &Arc<Identity>,
         told: &mut (dyn FnMut(Step) + Send),
     ) -> Result<Replaced, RenewError> {
         let hub = self.link.borrow().clone().ok_or_else(RenewError::no_hub)?;

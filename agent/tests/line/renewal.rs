@@ -72,7 +72,7 @@ impl Desk {
     }
 
     async fn renew(&self) -> Result<Replaced, RenewError> {
-        let current = self.identity();
+        let current = Arc::new(self.identity());
         let hub = client(&self.hub.url(), &current);
         self.deps.renew(&hub, &current, &mut |_| {}).await
     }
@@ -118,7 +118,7 @@ fn mode(path: &Path) -> u32 {
 #[tokio::test]
 async fn a_new_pair_takes_the_place_of_the_old_which_stays_beside_it() {
     let desk = Desk::new().await;
-    let (old, paths) = (desk.identity(), &desk.deps.paths);
+    let (old, paths) = (Arc::new(desk.identity()), &desk.deps.paths);
     let pair = Pair::read(&paths.client_crt(), &paths.client_key()).unwrap().unwrap();
     let steps = Mutex::new(Vec::new());
     let hub = client(&desk.hub.url(), &old);
@@ -206,7 +206,7 @@ impl Clock for LateClock {
 #[tokio::test]
 async fn a_clock_that_is_late_is_told_by_how_much() {
     let desk = Desk::new().await;
-    let (current, before) = (desk.identity(), desk.tree());
+    let (current, before) = (Arc::new(desk.identity()), desk.tree());
     let metrics = Metrics::new("test").unwrap();
     let late =
         HubConfig { clock: Arc::new(LateClock), ..config(&desk.hub.url(), &current, &metrics) };
@@ -275,7 +275,7 @@ async fn a_certificate_that_the_hub_does_not_take_is_forgotten() {
         })
     });
     let deps = Deps { prove, ..desk.deps.clone() };
-    let (current, before) = (desk.identity(), desk.tree());
+    let (current, before) = (Arc::new(desk.identity()), desk.tree());
     let hub = client(&desk.hub.url(), &current);
     let error = deps.renew(&hub, &current, &mut |_| {}).await.unwrap_err();
     assert_eq!(error.reason, "CERTIFICATE_UNKNOWN");
@@ -290,7 +290,7 @@ async fn a_certificate_that_the_hub_does_not_take_is_forgotten() {
 #[tokio::test]
 async fn one_that_is_never_taken_does_not_keep_another_from_coming() {
     let desk = Desk::new().await;
-    let (current, hub) = (desk.identity(), client(&desk.hub.url(), &desk.identity()));
+    let (current, hub) = (Arc::new(desk.identity()), client(&desk.hub.url(), &desk.identity()));
     desk.cut.store(true, Ordering::SeqCst);
     assert!(desk.renew().await.unwrap_err().transient);
     let waiting = fs::read(desk.deps.paths.client_crt_pending()).unwrap();
