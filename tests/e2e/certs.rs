@@ -133,8 +133,8 @@ async fn a_renewal_loses_no_request_of_what_is_under_way() {
     site.in_force(1).await;
     fs::create_dir_all(site.home.files()).unwrap();
     let dest = site.home.files().join("large");
-    // Long enough for several renewals: a thousand times more than goes at once.
-    let content = vec![7; 384 << 20];
+    // Long enough for several renewals.
+    let content = vec![7; 1 << 30];
     let artifact = site.hub.put_artifact(&content).unwrap();
     let work = json!({"type": "download", "command": {"artifact": artifact, "dest": dest}});
     let large = site.order(work, |_| {}).await;
@@ -151,6 +151,8 @@ async fn a_renewal_loses_no_request_of_what_is_under_way() {
         assert_eq!(job.state, "ok");
     }
     assert_eq!(serials.len(), 4, "a new one each time");
+    let state = site.hub.job(&large).unwrap().state;
+    assert!(["queued", "running"].contains(&state.as_str()), "the transfer saw them all: {state}");
     let end = site.end_of(&large).await;
     assert_eq!(end.state, "ok", "{end:?}");
     assert_eq!(fs::metadata(&dest).unwrap().len(), content.len() as u64);

@@ -412,3 +412,51 @@ async fn backups_go_after_a_week() {
     assert!(!desk.deps.paths.client_key_backup().exists());
     assert!(!clean_backup(&desk.deps.paths, after(8 * 24)).unwrap());
 }
+
+/// One request over a connection of its own; whether its session was resumed.
+async fn handshake(hub: &Handle, tls: &Arc<rustls::ClientConfig>) -> rustls::HandshakeKind {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let address = hub.url().replace("https://localhost:", "127.0.0.1:");
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::clone(tls));
+    let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    let request = b"GET /api/v1/policy HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    stream.get_ref().1.handshake_kind().unwrap()
+}
+
+#[tokio::test]
+async fn a_new_pair_takes_up_no_session_of_the_old_one() {
+    let desk = Desk::new().await;
+    let old = desk.identity();
+    let full = [rustls::HandshakeKind::Full, rustls::HandshakeKind::FullWithHelloRetryRequest];
+    assert!(full.contains(&handshake(&desk.hub, &old.tls).await));
+    let resumed = handshake(&desk.hub, &old.tls).await;
+    assert_eq!(resumed, rustls::HandshakeKind::Resumed, "or there is nothing to be taken up");
+    let proving = identity::tls::in_full(&old.tls);
+    assert!(full.contains(&handshake(&desk.hub, &proving).await), "a proof is one");
+    desk.renew().await.unwrap();
+    let new = desk.identity();
+    assert!(full.contains(&handshake(&desk.hub, &new.tls).await));
+    let seen = desk.hub.requests(&Filter::default()).pop().unwrap();
+    assert_eq!(seen.serial.as_deref(), Some(new.cert.serial.as_str()));
+}
+
+#[tokio::test]
+async fn a_new_pair_takes_no_connection_that_rests_from_the_old_one() {
+    let desk = Desk::new().await;
+    let poll = async |hub: &HubClient| {
+        hub.jobs(std::time::Duration::ZERO).await.unwrap();
+        desk.hub.requests(&Filter::default()).pop().unwrap().serial
+    };
+    let (old, before) = (client(&desk.hub.url(), &desk.identity()), desk.identity().cert.serial);
+    assert_eq!(poll(&old).await.as_ref(), Some(&before));
+    let replaced = desk.renew().await.unwrap();
+    assert_eq!(poll(&old).await.as_ref(), Some(&before), "what is under way ends on the old");
+    let new = client(&desk.hub.url(), &desk.identity());
+    for _ in 0..2 {
+        assert_eq!(poll(&new).await.as_ref(), Some(&replaced.cert.serial));
+    }
+}
