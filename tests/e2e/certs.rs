@@ -82,6 +82,15 @@ async fn a_hint_renews_and_from_then_on_the_old_one_is_not_seen() {
     // What was under way when it changed may still end; nothing begins with the old one.
     let old = seen.iter().skip(1).filter(|seen| **seen == before).count();
     assert!(old <= 1, "{seen:?}");
+    // It was renewed lately, so that another wish is held back, and told.
+    site.hub.hint_renewal(&site.id, true);
+    let told = eventually("the plan tells of the wish", async || {
+        let plan = site.home.asked(&["cert", "plan"]).await.map_err(|f| f.to_string())?;
+        let held = plan["hub_asked_at"].is_string() && plan["held_back_until"].is_string();
+        if held { Ok(()) } else { Err(plan.to_string()) }
+    });
+    told.await.unwrap();
+    assert_eq!(site.hub.agents()[0].certificates.len(), 2);
     agent.stop().await.unwrap();
 }
 

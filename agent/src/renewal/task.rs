@@ -71,6 +71,8 @@ pub struct RenewalStatus {
     pub last_success: Option<Timestamp>,
     /// The last try that failed since, and why.
     pub last_failure: Option<(Timestamp, RenewError)>,
+    /// When the hub asked for a renewal that was held back, and until when that is.
+    pub held_back: Option<(Timestamp, Timestamp)>,
 }
 
 /// What others may ask. Cheap to clone.
@@ -259,7 +261,12 @@ impl Task {
             self.deps.sweep(tokens, &identity.agent_id).await;
         }
         let unfinished = self.deps.is_unfinished();
-        let due = is_due(&self.plan(&identity, asked), daily, self.deps.clock.now());
+        let (plan, now) = (self.plan(&identity, asked), self.deps.clock.now());
+        let due = is_due(&plan, daily, now);
+        if asked == Asked::Someone && !due {
+            let held_back = Some((now, plan.renew_at));
+            self.status.send_modify(|status| status.held_back = held_back);
+        }
         let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
         // While the breaker is open nothing would be asked, so nothing is tried.
         let spared = self.link.borrow().as_ref().is_some_and(|hub| hub.breaker_rest().is_some());
@@ -354,6 +361,7 @@ impl Task {
                 self.status.send_modify(|status| {
                     status.last_success = Some(now);
                     status.last_failure = None;
+                    status.held_back = None;
                 });
                 self.show();
             }

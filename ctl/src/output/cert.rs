@@ -114,7 +114,7 @@ pub(crate) fn certificate(
     table.pair("Kept in", view.key_store.unwrap_or("-"));
     table.pair("File", view.path);
     if let Some(before) = &view.backup {
-        let kept = human::when_or_dash(before.kept_until, now);
+        let kept = before.kept_until.map(human::absolute).unwrap_or_default();
         table.pair("Backup", format!("{}, kept until {kept}", before.serial));
     }
     if let Some(proof) = proof {
@@ -149,6 +149,11 @@ pub(crate) struct Plan<'a> {
     last_failure_reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_failure_message: Option<&'a str>,
+    /// When the hub asked for a renewal that is held back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hub_asked_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_back_until: Option<Timestamp>,
 }
 
 /// The JSON of one step of `cert renew` and `cert rollback`.
@@ -213,6 +218,8 @@ impl<'a> From<&'a pb::PlanRenewalResponse> for Plan<'a> {
             last_failure_at: time(p.last_failure_at.as_ref()),
             last_failure_reason: text(&p.last_failure_reason),
             last_failure_message: text(&p.last_failure_message),
+            hub_asked_at: time(p.hub_asked_at.as_ref()),
+            held_back_until: time(p.held_back_until.as_ref()),
         }
     }
 }
@@ -224,6 +231,12 @@ pub(crate) fn plan(p: &pb::PlanRenewalResponse, now: Timestamp, color: bool) -> 
     table.pair_if("Rule", view.rule.unwrap_or_default());
     table.pair_if("Why", view.why.unwrap_or_default());
     table.pair("Expires", human::when_or_dash(view.not_after, now));
+    if let Some(at) = view.hub_asked_at {
+        let until = view.held_back_until.map(human::absolute).unwrap_or_default();
+        let asked = human::when(at, now);
+        let why = "a third of its life after the last renewal";
+        table.pair("Hub asked", format!("{asked}; held back until {until}, {why}"));
+    }
     if let Some(at) = view.last_failure_at {
         let why = view.last_failure_message.unwrap_or_default();
         table.pair("Last try", toned(format!("failed {}: {why}", human::when(at, now)), Tone::Bad));

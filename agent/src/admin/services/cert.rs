@@ -89,7 +89,8 @@ impl CertService for Cert {
         let not_after = cert.not_after;
         let certificate = blocking(move || facts(&paths, &cert)).await?;
         let plan = plan(&certificate, Asked::Nobody, s.time.now());
-        let failure = self.0.renewal.status().last_failure;
+        let status = self.0.renewal.status();
+        let failure = status.last_failure;
         let rule = match plan.rule {
             Rule::Forced => RenewalRule::Forced,
             Rule::AuthorityDropped => RenewalRule::AuthorityDropped,
@@ -108,6 +109,8 @@ impl CertService for Cert {
                 .map(|(_, e)| e.reason.to_string())
                 .unwrap_or_default(),
             last_failure_message: failure.map(|(_, e)| e.message).unwrap_or_default(),
+            hub_asked_at: status.held_back.map(|(asked, _)| convert::time(asked)),
+            held_back_until: status.held_back.map(|(_, until)| convert::time(until)),
         }))
     }
 

@@ -343,6 +343,8 @@ impl pb::cert_service_server::CertService for Fake {
             last_failure_message: "the hub answered 403".into(),
             why: "30 days before it expires".into(),
             not_after: at(35 * DAY),
+            hub_asked_at: at(-60),
+            held_back_until: at(3 * DAY),
         })
         .await
     }
