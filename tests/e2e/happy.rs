@@ -117,6 +117,7 @@ async fn metrics(agent: &Agent) {
     for series in [
         "jtnt_agent_heartbeat_total{status=\"success\"}",
         "jtnt_agent_heartbeat_last_success_timestamp",
+        "jtnt_agent_hub_connections_total{key_exchange=\"X25519MLKEM768\"}",
         "jtnt_agent_cert_expiration_timestamp",
         "jtnt_agent_policy_expiration_timestamp",
         "jtnt_agent_system_memory_used_bytes",

@@ -92,7 +92,8 @@ impl HubClient {
     #[must_use]
     pub fn new(config: HubConfig) -> Self {
         let HubConfig { url, proxy, tls, slow_key, breaker_failures, metrics, clock } = config;
-        let pool = Pool::new(Target { hub: url, proxy, tls, slow_key });
+        let target = Target { hub: url, proxy, tls, slow_key };
+        let pool = Pool::new(target, metrics.hub_connections.clone());
         let breaker = Arc::new(Mutex::new(Breaker::new(breaker_failures)));
         let offset = Arc::default();
         let exchange = Exchange {

@@ -19,6 +19,7 @@ use hyper::{
     client::conn::http1::{self, Connection, SendRequest},
 };
 use hyper_util::rt::TokioIo;
+use prometheus::IntCounterVec;
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::client::TlsStream;
 
@@ -97,11 +98,19 @@ pub(super) struct Pool {
     target: Target,
     idle: Mutex<Vec<Conn>>,
     key_exchange: Mutex<Option<String>>,
+    count: IntCounterVec,
 }
 
 impl Pool {
-    pub(super) fn new(target: Target) -> Arc<Self> {
-        Arc::new(Self { target, idle: Mutex::default(), key_exchange: Mutex::default() })
+    /// Connections are counted in `count` by their key exchange.
+    pub(super) fn new(target: Target, count: IntCounterVec) -> Arc<Self> {
+        let (idle, key_exchange) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { target, idle, key_exchange, count })
+    }
+
+    /// Another one, whose connections are counted with those of this one.
+    pub(super) fn beside(&self, target: Target) -> Arc<Self> {
+        Self::new(target, self.count.clone())
     }
 
     pub(super) const fn target(&self) -> &Target {
@@ -127,7 +136,11 @@ impl Pool {
     pub(super) async fn fresh(&self) -> Result<Conn, Fault> {
         let stream = self.target.connect().await?;
         let group = stream.get_ref().1.negotiated_key_exchange_group();
-        *lock(&self.key_exchange) = group.map(|g| format!("{:?}", g.name()));
+        let group = group.map(|g| format!("{:?}", g.name()));
+        if let Some(group) = &group {
+            self.count.with_label_values(&[group]).inc();
+        }
+        *lock(&self.key_exchange) = group;
         Conn::over(stream).await.map_err(|e| Fault::broken(&self.target.hub.host, &e))
     }
 

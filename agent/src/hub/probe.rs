@@ -10,7 +10,6 @@ use super::{
     connect::{Target, tcp},
     error::{Fault, Step},
     exchange::Exchange,
-    pool::Pool,
     routes::get,
 };
 use crate::runtime::clock::SharedClock;
@@ -74,7 +73,7 @@ impl HubClient {
     async fn ask(&self, log: &mut Log, target: Target) -> Result<(), ()> {
         let identified = target.tls.client_auth_cert_resolver.has_certs();
         let exchange = Exchange {
-            pool: Pool::new(target),
+            pool: self.pool.beside(target),
             clock: Arc::clone(&self.clock),
             offset: Arc::default(),
         };

@@ -23,6 +23,8 @@ pub const ENDPOINTS: [&str; 10] = [
 ];
 /// Levels of enforcement, as the label has them.
 pub const ENFORCEMENT_LEVELS: [&str; 3] = ["full", "partial", "none"];
+/// As TLS names them: the first is the hybrid that no quantum computer breaks.
+const KEY_EXCHANGES: [&str; 3] = ["X25519MLKEM768", "X25519", "secp256r1"];
 /// States of the circuit breaker, as the label has them.
 pub const BREAKER_STATES: [&str; 3] = ["closed", "open", "half_open"];
 
@@ -69,6 +71,8 @@ pub struct Metrics {
     pub results_pending_bytes: Gauge,
     /// `{status}`: connected, disconnected; one is 1.
     pub hub_connection: GaugeVec,
+    /// `{key_exchange}`: X25519MLKEM768, X25519, secp256r1.
+    pub hub_connections: IntCounterVec,
     /// `{state}`: closed, open, half_open; one is 1.
     pub breaker: GaugeVec,
     /// Unix seconds; 0 without a policy.
@@ -175,6 +179,13 @@ impl Metrics {
                 "1 for the state of the connection to the hub.",
                 "status",
                 &["connected", "disconnected"],
+            )?,
+            hub_connections: counter(
+                &r,
+                "hub_connections_total",
+                "TLS connections to the hub, by how their keys were agreed on.",
+                "key_exchange",
+                &KEY_EXCHANGES,
             )?,
             breaker: gauge_vec(
                 &r,

@@ -321,6 +321,9 @@ fn hub_row(view: &Status<'_>, now: Timestamp, table: &mut Table) {
     table.pair("Hub", toned(format!("{state}  {url}"), Tone::of(hub.connected)));
     let last = hub.last_success_at.map_or_else(|| "never".to_owned(), |at| human::when(at, now));
     table.pair("", format!("last heartbeat {last}"));
+    if let Some(group) = hub.key_exchange {
+        table.pair("", format!("TLS 1.3, keys agreed on by {group}"));
+    }
     if let Some(error) = hub.last_error.filter(|_| !hub.connected) {
         table.pair("", toned(error, Tone::Bad));
     }
