@@ -7,12 +7,14 @@
 pub mod audit;
 pub mod audit_verify;
 pub mod bytes;
+pub mod checkpoint;
 pub mod envelope;
 pub mod hub;
 pub mod identity;
 pub mod job;
 pub mod json;
 pub mod key;
+pub mod merkle;
 pub mod policy;
 pub mod policy_env;
 pub mod policy_lint;
