@@ -111,12 +111,18 @@ pub trait Kept {
 /// # Errors
 /// When a hash cannot be read.
 pub fn frontier<K: Kept>(tree: &K, size: u64) -> Result<Frontier, K::Error> {
-    let (mut peaks, mut from) = (Vec::new(), 0);
-    for level in (0..u64::BITS).rev().filter(|level| size >> level & 1 == 1) {
-        peaks.push(tree.at(place(level, from >> level))?);
-        from += 1 << level;
-    }
+    let peaks = peaks(size).map(|at| tree.at(at)).collect::<Result<_, _>>()?;
     Ok(Frontier { size, peaks })
+}
+
+/// Where the peaks of the tree over `size` lines are kept, the largest first.
+pub fn peaks(size: u64) -> impl Iterator<Item = u64> {
+    let levels = (0..u64::BITS).rev().filter(move |level| size >> level & 1 == 1);
+    levels.scan(0, |from, level| {
+        let at = place(level, *from >> level);
+        *from += 1 << level;
+        Some(at)
+    })
 }
 
 /// The root of the subtree over the lines `from` to `to`.

@@ -10,13 +10,16 @@ use jiff::civil::Date;
 use jtnt_proto::{
     audit::{self as format, Event, Line, MAX_LINE_BYTES, ZERO},
     bytes::Hash,
+    checkpoint::{self, Checkpoint, Note},
 };
 use serde_json::{Map, Value, json};
 
 use super::{
-    AuditError, Cleaned, Config, FILE_MODE, Head, Record,
+    AuditError, Cleaned, Config, FILE_MODE, Head, Offer, Record,
+    checkpoints::Checkpoints,
     files::{self, DayFile},
     recover::{self, End, fault},
+    tree::{self, Tree},
 };
 use crate::runtime::{
     clock::SharedClock, durable, entropy::Entropy, lock::Lock, signer::AuditSigner,
@@ -51,13 +54,17 @@ struct Open {
     log_id: String,
     size: u64,
     head: Hash,
-    /// Lines that are sealed and not yet written.
+    /// Lines that are sealed and not yet written, and their leaf hashes.
     pending: Vec<u8>,
+    leaves: Vec<Hash>,
+    /// Nothing where it cannot be had: then there are lines, and no checkpoints of them.
+    tree: Option<Tree>,
 }
 
 impl Open {
     fn at(day: DayFile, file: File, size: u64, log_id: String) -> Self {
-        Self { day, file, length: 0, log_id, size, head: ZERO, pending: Vec::new() }
+        let (pending, leaves) = (Vec::new(), Vec::new());
+        Self { day, file, length: 0, log_id, size, head: ZERO, pending, leaves, tree: None }
     }
 }
 
@@ -189,6 +196,13 @@ impl Log {
 
     fn adopt(&mut self, mut open: Open) -> Result<(), AuditError> {
         open.length = open.file.metadata().map_err(|e| fault(&open.day.path, &e))?.len();
+        let key = self.signer.public_key();
+        let own = self.checkpoints(&open.log_id).own(&key);
+        let sure = own.map(|note| (note.checkpoint.size, note.checkpoint.root));
+        match Tree::open(&self.config.dir, &open.log_id, open.size, (sure, &key)) {
+            Ok(tree) => open.tree = Some(tree),
+            Err(error) => tracing::error!(%error, "the audit log gets no checkpoints"),
+        }
         self.open = Some(open);
         Ok(())
     }
@@ -226,6 +240,10 @@ impl Log {
         let mut record = Record::of(Event::DayOpen).detail("log_id", self.opened()?.log_id.clone());
         if let Some(previous) = previous {
             record = record.detail("previous", previous.name());
+        }
+        // All lines before this one are on disk: a day begins after a sync.
+        if let Some(tree) = &self.opened()?.tree {
+            record = record.detail("frontier", tree::to_details(tree.frontier()));
         }
         self.write(record).map(drop)
     }
@@ -287,6 +305,7 @@ impl Log {
         };
         let sealed = seal(line, signer.as_ref())?;
         open.head = format::leaf_hash(&sealed);
+        open.leaves.push(open.head);
         open.pending.extend_from_slice(&sealed);
         open.pending.push(b'\n');
         open.size += 1;
@@ -302,8 +321,65 @@ impl Log {
         let synced = open.file.write_all(&pending).and_then(|()| open.file.sync_data());
         synced.map_err(|e| fault(&open.day.path, &e))?;
         open.length += pending.len() as u64;
+        let leaves = std::mem::take(&mut open.leaves);
+        if let Some(Err(error)) = open.tree.as_mut().map(|tree| tree.extend(&leaves)) {
+            // It is made anew from the lines when the log is opened again.
+            tracing::error!(%error, "the audit log gets no more checkpoints");
+            open.tree = None;
+        }
         self.synced = Some((open.day.clone(), open.length));
         Ok(())
+    }
+
+    /// See [`super::Audit::checkpoint`].
+    pub(super) fn checkpoint(&mut self, since: Option<u64>) -> Result<Offer, AuditError> {
+        if self.open.as_ref().is_none_or(|open| open.tree.is_none()) {
+            let recovered = self.recover();
+            self.settle(recovered)?;
+        }
+        let (key, signer) = (self.signer.public_key(), Arc::clone(&self.signer));
+        let open = self.opened()?;
+        let (log_id, head) = (open.log_id.clone(), open.head);
+        let checkpoints = self.checkpoints(&log_id);
+        let tree = self.open.as_ref().and_then(|open| open.tree.as_ref());
+        let tree = tree.ok_or_else(|| AuditError("its tree cannot be had; see the log".into()))?;
+        let (size, root) = (tree.frontier().size(), tree.frontier().root());
+        let failed = |e: io::Error| AuditError(format!("a checkpoint is not durable: {e}"));
+        let checkpoint = Checkpoint { origin: self.origin(&log_id), size, root };
+        let note = match checkpoints.own(&key) {
+            Some(own) if own.checkpoint == checkpoint => None,
+            _ => Some(checkpoint.sign(&key, |text| signer.sign(text))),
+        };
+        if let Some(note) = &note {
+            tree.sync().and_then(|()| checkpoints.keep_own(note)).map_err(failed)?;
+        }
+        let note = note.unwrap_or_else(|| checkpoint.sign(&key, |text| signer.sign(text)));
+        let old_size = since.or_else(|| Some(checkpoints.witnessed()?.size)).unwrap_or(0);
+        let proof = tree.since(old_size).map_err(failed)?;
+        let proof = proof.ok_or_else(|| {
+            AuditError(format!("it has {size} lines, and a witness has seen {old_size}"))
+        })?;
+        Ok(Offer { log_id, size, head, note, old_size, proof })
+    }
+
+    /// See [`super::Audit::witnessed`].
+    pub(super) fn witnessed(&mut self, note: &str) -> Result<(), AuditError> {
+        let refused = |why: &str| AuditError(format!("a cosigned checkpoint is not kept: {why}"));
+        let checkpoint = Note::parse(note).map_err(refused)?.checkpoint;
+        let log_id = self.opened()?.log_id.clone();
+        if checkpoint.origin != self.origin(&log_id) {
+            return Err(refused("it is another log's"));
+        }
+        let kept = self.checkpoints(&log_id).keep_witnessed(self.today(), checkpoint.size, note);
+        kept.map_err(|e| refused(&e.to_string()))
+    }
+
+    fn origin(&self, log_id: &str) -> String {
+        checkpoint::origin(&self.config.agent_id, log_id)
+    }
+
+    fn checkpoints(&self, log_id: &str) -> Checkpoints {
+        Checkpoints::of(&self.config.dir, log_id, self.origin(log_id))
     }
 
     fn opened(&mut self) -> Result<&mut Open, AuditError> {

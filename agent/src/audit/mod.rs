@@ -5,11 +5,13 @@
 //! could not be synced counts as lost: its callers are told, so that nothing happens that the log
 //! does not hold, and the writer looks at the file anew before it writes again.
 
+mod checkpoints;
 mod files;
 mod log;
 pub mod query;
 pub mod reader;
 mod recover;
+mod tree;
 mod writer;
 
 use std::{
@@ -115,6 +117,23 @@ pub struct Head {
     pub error: Option<String>,
 }
 
+/// A checkpoint as it is shown to a witness.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Names the log.
+    pub log_id: String,
+    /// Lines so far.
+    pub size: u64,
+    /// Leaf hash of the last line.
+    pub head: Hash,
+    /// The note, signed by the audit key.
+    pub note: String,
+    /// What a witness has seen of it.
+    pub old_size: u64,
+    /// That it only grew since.
+    pub proof: Vec<Hash>,
+}
+
 /// Files that retention removed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cleaned {
@@ -193,6 +212,27 @@ impl Audit {
         answer.await.map_err(|_closed| gone())?
     }
 
+    /// Signs and keeps a checkpoint of all lines, with the proof that the log only grew since it had
+    /// `since` lines; if not told, since a witness last cosigned.
+    ///
+    /// # Errors
+    /// When it is not durable, the tree cannot be had, or the log has fewer lines than that.
+    pub async fn checkpoint(&self, since: Option<u64>) -> Result<Offer, AuditError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(writer::Command::Checkpoint(since, reply)).await?;
+        answer.await.map_err(|_closed| gone())?
+    }
+
+    /// Keeps a checkpoint that a witness cosigned; whether it did is the caller's to know.
+    ///
+    /// # Errors
+    /// When it is none of this log, or is not durable.
+    pub async fn witnessed(&self, note: String) -> Result<(), AuditError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(writer::Command::Witnessed(note, reply)).await?;
+        answer.await.map_err(|_closed| gone())?
+    }
+
     /// Where its files are, for [`query`].
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -221,5 +261,7 @@ fn gone() -> AuditError {
     AuditError("its writer has ended; restart the agent".to_owned())
 }
 
+#[cfg(test)]
+mod checkpoint_tests;
 #[cfg(test)]
 mod tests;

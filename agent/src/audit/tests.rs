@@ -30,7 +30,7 @@ pub(super) struct Fixture {
     pub(super) clock: Arc<FixedClock>,
 }
 
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
 impl Fixture {
     pub(super) fn new() -> Self {
@@ -61,7 +61,7 @@ impl Fixture {
         Audit::open(config, signer, clock, SeededEntropy::new(1).as_ref())
     }
 
-    fn open(&self) -> Audit {
+    pub(super) fn open(&self) -> Audit {
         self.open_as(7).unwrap()
     }
 

@@ -2,7 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{AuditError, Cleaned, Head, Record, log::Log};
+use super::{AuditError, Cleaned, Head, Offer, Record, log::Log};
 
 /// Lines in one batch.
 const BATCH: usize = 256;
@@ -13,12 +13,14 @@ type Reply<T> = oneshot::Sender<Result<T, AuditError>>;
 pub(super) enum Command {
     Append(Box<Record>, Reply<u64>),
     Clean(Reply<Cleaned>),
+    Checkpoint(Option<u64>, Reply<Offer>),
+    Witnessed(String, Reply<()>),
 }
 
 /// Serves until the last handle is gone.
 pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch::Sender<Head>) {
     while let Some(first) = queue.blocking_recv() {
-        let (mut records, mut replies, mut cleans) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut records, mut replies, mut others) = (Vec::new(), Vec::new(), Vec::new());
         let mut next = Some(first);
         while let Some(command) = next.take() {
             match command {
@@ -26,7 +28,9 @@ pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch
                     records.push(*record);
                     replies.push(reply);
                 }
-                Command::Clean(reply) => cleans.push(reply),
+                other @ (Command::Clean(_) | Command::Checkpoint(..) | Command::Witnessed(..)) => {
+                    others.push(other);
+                }
             }
             if records.len() < BATCH {
                 next = queue.try_recv().ok();
@@ -48,10 +52,21 @@ pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch
                 }
             }
         }
-        for reply in cleans {
-            let cleaned = log.clean();
-            head.send_replace(log.head());
-            let _gone = reply.send(cleaned);
+        for other in others {
+            match other {
+                Command::Append(..) => {}
+                Command::Clean(reply) => {
+                    let cleaned = log.clean();
+                    head.send_replace(log.head());
+                    let _gone = reply.send(cleaned);
+                }
+                Command::Checkpoint(since, reply) => {
+                    let _gone = reply.send(log.checkpoint(since));
+                }
+                Command::Witnessed(note, reply) => {
+                    let _gone = reply.send(log.witnessed(&note));
+                }
+            }
         }
     }
 }
