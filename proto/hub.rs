@@ -149,6 +149,40 @@ pub struct AuditHead {
     pub proof: Vec<Hash>,
 }
 
+/// Why a witness does not cosign a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum AuditRefusal {
+    /// It is no note of this log by this agent's key, or does not fit the head.
+    BadCheckpoint,
+    /// The log has fewer lines than were seen.
+    Shrunk,
+    /// The lines that were seen are not its beginning.
+    Forked,
+}
+
+impl AuditRefusal {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BadCheckpoint => "BAD_CHECKPOINT",
+            Self::Shrunk => "SHRUNK",
+            Self::Forked => "FORKED",
+        }
+    }
+
+    /// For people.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::BadCheckpoint => "it does not take the checkpoint for this agent's",
+            Self::Shrunk => "it has seen more lines than there are",
+            Self::Forked => "it has seen other lines than there are",
+        }
+    }
+}
+
 /// Answer to a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatResponse {
@@ -157,13 +191,19 @@ pub struct HeartbeatResponse {
     /// What is worth fetching now.
     #[serde(default)]
     pub hints: Hints,
-    /// C2SP cosignature of the checkpoint.
+    /// The line of a C2SP note by which the hub cosigns the checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub witness: Option<String>,
+    /// How many lines the hub has seen, where the proof does not begin there: the next one should.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witnessed_size: Option<u64>,
+    /// Why it does not cosign.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_refusal: Option<AuditRefusal>,
     /// Serial of the client certificate that the hub saw, lower hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_serial: Option<String>,
-    /// The agent's own last checkpoint, when its log has shrunk.
+    /// The agent's own last checkpoint, when its log has shrunk or forked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolled_back: Option<String>,
 }

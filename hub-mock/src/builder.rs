@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use jtnt_proto::{envelope::Envelope, json};
+use jtnt_proto::{envelope::Envelope, json, key::PublicKey};
 use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
@@ -24,6 +24,7 @@ use crate::{
     routes,
     server::{self, Side},
     state::State,
+    witness::{self, Witness},
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -150,7 +151,10 @@ impl Builder {
         let (agents_addr, control_addr) = (at(&agents)?, at(&control)?);
 
         let settings = Settings { dir: dir.clone(), ..self.settings.clone() };
-        let core: Shared = Arc::new(Core::new(settings, authorities, (state, journal, lock)));
+        let roots: Vec<_> = first.as_ref().into_iter().chain(state.roots.values()).collect();
+        let witness = Witness::open(&dir, &roots)?;
+        let own = (authorities, witness);
+        let core: Shared = Arc::new(Core::new(settings, own, (state, journal, lock)));
         if let Some(envelope) = first {
             core.publish_root(envelope).await?;
         }
@@ -182,10 +186,7 @@ fn first_root(
         let bytes = std::fs::read(&at).map_err(HubError::file(&at))?;
         return json::from_slice(&bytes).map(Some).map_err(|e| HubError::damaged("root.json", e));
     }
-    let witness = dir.join("witness.key");
-    let witness =
-        if witness.exists() { operator::read_key(&witness)? } else { operator::new_key(&witness)? };
-    let witness = jtnt_proto::key::PublicKey::of(&witness);
+    let witness = PublicKey::of(&witness::key(dir)?);
     let named = authorities.views().into_iter().map(|ca| ca.certificate).collect();
     let (_, envelope) = Operator::create(dir, named, witness)?;
     operator::write_root(dir, &envelope)?;

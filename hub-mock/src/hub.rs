@@ -28,6 +28,7 @@ use crate::{
     routes::{streams::Streams, uploads::Uploads},
     state::{Agent, Event, Job, State},
     view::{AgentView, JobView},
+    witness::Witness,
 };
 
 /// A poll's answer stays below this many bytes of payload.
@@ -49,6 +50,7 @@ pub(crate) struct Settings {
 pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) authorities: Authorities,
+    pub(crate) witness: Witness,
     pub(crate) faults: Faults,
     pub(crate) recorder: Recorder,
     pub(crate) uploads: Uploads,
@@ -96,12 +98,13 @@ impl Default for Live {
 impl Core {
     pub(crate) fn new(
         settings: Settings,
-        authorities: Authorities,
+        (authorities, witness): (Authorities, Witness),
         (state, journal, lock): (State, Journal, File),
     ) -> Self {
         Self {
             settings,
             authorities,
+            witness,
             faults: Faults::new(),
             recorder: Recorder::new(),
             uploads: Uploads::default(),
@@ -137,6 +140,8 @@ impl Core {
             | Event::PolicyPublished { .. }
             | Event::JobEnqueued { .. }
             | Event::CancelSent { .. }
+            | Event::LogSeen { .. }
+            | Event::LogInTrouble { .. }
             | Event::ArtifactStored { .. } => false,
         };
         inner.state.apply(event);

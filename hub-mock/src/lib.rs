@@ -38,6 +38,7 @@ mod server;
 mod state;
 mod tls;
 mod view;
+mod witness;
 
 pub use crate::{
     authorities::{AuthorityView, Step},
@@ -48,6 +49,7 @@ pub use crate::{
     record::{Filter, Recorded},
     state::{OldCertificates, Standing},
     view::{AgentView, CertificateView, JobSummary, JobView},
+    witness::{SeenLog, Trouble},
 };
 
 /// Where everything begins.

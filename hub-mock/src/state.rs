@@ -14,6 +14,8 @@ use jtnt_proto::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::witness::{MAX_LOGS, SeenLog, Trouble};
+
 /// Ended jobs that are remembered; the oldest are forgotten first.
 const MAX_ENDED_JOBS: usize = 100_000;
 /// Policies that are remembered, for the `replay` fault.
@@ -68,6 +70,9 @@ pub(crate) struct Agent {
     pub(crate) certificates: VecDeque<Certificate>,
     /// Jobs that have not ended, by their number.
     pub(crate) open: BTreeMap<u64, String>,
+    /// Audit logs that were seen, by their id.
+    #[serde(default)]
+    pub(crate) logs: BTreeMap<String, SeenLog>,
 }
 
 /// A certificate the hub issued.
@@ -183,6 +188,8 @@ pub(crate) enum Event {
     JobEnded { job_id: String, reported: Box<Reported> },
     CancelSent { job_id: String, envelope: Envelope },
     ArtifactStored { job_id: String, name: String, artifact: Artifact },
+    LogSeen { agent_id: String, log_id: String, seen: SeenLog },
+    LogInTrouble { agent_id: String, log_id: String, trouble: Trouble },
 }
 
 impl State {
@@ -199,6 +206,7 @@ impl State {
                 }
                 if let Some(before) = self.agents.remove(&agent_id) {
                     agent.open = before.open;
+                    agent.logs = before.logs;
                 }
                 self.agents.insert(agent_id, *agent);
             }
@@ -206,16 +214,12 @@ impl State {
                 self.renewed(&agent_id, certificate);
             }
             Event::CertificateUsed { agent_id, serial } => {
-                let agent = self.agents.get_mut(&agent_id);
-                let mut all = agent.into_iter().flat_map(|a| a.certificates.iter_mut());
-                if let Some(certificate) = all.find(|c| c.serial == serial) {
+                if let Some(certificate) = self.certificate_mut(&agent_id, &serial) {
                     certificate.used = true;
                 }
             }
             Event::CertificateJudged { agent_id, serial, standing } => {
-                let agent = self.agents.get_mut(&agent_id);
-                let mut all = agent.into_iter().flat_map(|a| a.certificates.iter_mut());
-                if let Some(certificate) = all.find(|c| c.serial == serial) {
+                if let Some(certificate) = self.certificate_mut(&agent_id, &serial) {
                     certificate.standing = standing;
                 }
             }
@@ -239,6 +243,13 @@ impl State {
                     job.cancel = Some(envelope);
                 }
             }
+            Event::LogSeen { agent_id, log_id, seen } => self.saw(&agent_id, log_id, seen),
+            Event::LogInTrouble { agent_id, log_id, trouble } => {
+                let agent = self.agents.get_mut(&agent_id);
+                if let Some(seen) = agent.and_then(|agent| agent.logs.get_mut(&log_id)) {
+                    seen.trouble = Some(trouble);
+                }
+            }
             Event::ArtifactStored { job_id, name, artifact } => {
                 if let Some(job) = self.jobs.get_mut(&job_id) {
                     job.artifacts.insert(name, artifact);
@@ -250,6 +261,20 @@ impl State {
     /// The agent with `serial` among its certificates, with that certificate.
     pub(crate) fn certificate(&self, agent_id: &str, serial: &str) -> Option<&Certificate> {
         self.agents.get(agent_id)?.certificates.iter().find(|c| c.serial == serial)
+    }
+
+    fn certificate_mut(&mut self, agent_id: &str, serial: &str) -> Option<&mut Certificate> {
+        let agent = self.agents.get_mut(agent_id)?;
+        agent.certificates.iter_mut().find(|c| c.serial == serial)
+    }
+
+    fn saw(&mut self, agent_id: &str, log_id: String, seen: SeenLog) {
+        let logs = self.agents.get_mut(agent_id).map(|agent| &mut agent.logs);
+        if let Some(logs) = logs
+            && (logs.len() < MAX_LOGS || logs.contains_key(&log_id))
+        {
+            logs.insert(log_id, seen);
+        }
     }
 
     /// Jobs of `agent_id` that have not ended, in order.

@@ -9,7 +9,10 @@ use jtnt_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Agent, Job, Standing};
+use crate::{
+    state::{Agent, Job, Standing},
+    witness::SeenLog,
+};
 
 /// A job and what became of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -138,6 +141,9 @@ pub struct AgentView {
     pub open_jobs: usize,
     /// What secrets for it are sealed to.
     pub seal_key: Option<jtnt_proto::bytes::Base64>,
+    /// Its audit logs as the hub has seen them, by their id.
+    #[serde(default)]
+    pub logs: BTreeMap<String, SeenLog>,
 }
 
 /// A certificate the hub issued.
@@ -179,6 +185,7 @@ impl AgentView {
             heartbeat: heartbeat.map(|(_, said)| said.clone()),
             open_jobs: agent.open.len(),
             seal_key: agent.seal_key.clone(),
+            logs: agent.logs.clone(),
         }
     }
 }

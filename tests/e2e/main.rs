@@ -53,3 +53,5 @@ mod support;
 mod watch;
 #[cfg(test)]
 mod ways;
+#[cfg(test)]
+mod witness;

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use jtnt_proto::hub::{AuditHead, HeartbeatRequest, HeartbeatResponse, JobCounts};
+use jtnt_proto::hub::{HeartbeatRequest, HeartbeatResponse, JobCounts};
 use tokio::sync::watch;
 
-use super::core::Core;
+use super::{core::Core, witness::Witness};
 use crate::{
     domain::{backoff::Saved, health::Mark},
+    heartbeat::Saying,
     identity::{CertInfo, Identity},
     jobs::Jobs,
     overview::{Overview, VERSION},
@@ -23,11 +24,17 @@ const CURSOR: &str = "heartbeat-backoff";
 /// Says how the agent is, while it has an identity.
 pub(super) fn facts(
     overview: Overview,
-) -> impl FnMut() -> Option<HeartbeatRequest> + Send + 'static {
-    let boot_id = sweep::boot_id().unwrap_or_default();
+    witness: Witness,
+) -> impl FnMut() -> Saying + Send + 'static {
+    let boot_id: Arc<str> = sweep::boot_id().unwrap_or_default().into();
     move || {
-        let identity = overview.sources().identity.borrow().clone().ok()?;
-        Some(request(&overview, &identity, &boot_id))
+        let (overview, witness, boot_id) =
+            (overview.clone(), witness.clone(), Arc::clone(&boot_id));
+        Box::pin(async move {
+            let identity = overview.sources().identity.borrow().clone().ok()?;
+            let head = witness.head().await;
+            Some(HeartbeatRequest { audit: Some(head), ..request(&overview, &identity, &boot_id) })
+        })
     }
 }
 
@@ -74,14 +81,7 @@ fn request(overview: &Overview, identity: &Arc<Identity>, boot_id: &str) -> Hear
             running: counts.running,
             pending: counts.undelivered,
         },
-        audit: Some(AuditHead {
-            log_id: head.log_id,
-            size: head.size,
-            head: head.head,
-            checkpoint: None,
-            old_size: None,
-            proof: Vec::new(),
-        }),
+        audit: None,
         labels: s.labels.borrow().clone(),
     }
 }
@@ -92,10 +92,14 @@ pub(super) fn answered(
     keeper: PolicyKeeper,
     jobs: Jobs,
     renewal: Renewal,
+    witness: Witness,
 ) -> impl FnMut(HeartbeatResponse) + Send + 'static {
     move |answer| {
-        let hints = answer.hints;
         let s = overview.sources();
+        if let Ok(identity) = &*s.identity.borrow() {
+            witness.answered(identity.keyring.root(), &answer);
+        }
+        let hints = answer.hints;
         let version = s.policy.borrow().as_ref().map_or(0, |p| p.verified.get().version);
         if let Some(root) = hints.root_version {
             keeper.poke_root(root);

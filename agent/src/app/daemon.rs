@@ -13,7 +13,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{beat, certs, commands, core::Core, enrolments::Enrolments, reload::Reloader};
+use super::{
+    beat, certs, commands,
+    core::Core,
+    enrolments::Enrolments,
+    reload::Reloader,
+    witness::{self, Witness},
+};
 use crate::{
     admin::{Admin, Deps},
     audit::Record,
@@ -168,17 +174,19 @@ async fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
         });
     }
     let (backoff, kept) = watch::channel(None);
+    let (witness, cosigned) = Witness::new(core.state.audit.clone());
     let (base, max) = (core.base.config.retry_base_seconds, core.base.config.retry_max_seconds);
     let deps = heartbeat::Deps {
         interval: Duration::from_secs(core.base.config.heartbeat_interval_seconds),
         backoff: Backoff::new(Duration::from_secs(base), Duration::from_secs(max)),
         saved: beat::saved(&core.state.journal),
-        facts: beat::facts(core.overview.clone()),
+        facts: beat::facts(core.overview.clone(), witness.clone()),
         answered: beat::answered(
             core.overview.clone(),
             core.keeper.clone(),
             core.jobs.clone(),
             core.renewal.clone(),
+            witness,
         ),
         remember: move |saved| {
             backoff.send_replace(saved);
@@ -190,7 +198,8 @@ async fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
     };
     let beat = heartbeat::run(deps, core.published.link.subscribe(), stop);
     tasks.spawn("heartbeat", Class::Essential, beat);
-    // It ends when the heartbeat does, having written the last word.
+    // These end when the heartbeat does, having written the last word.
+    tasks.spawn("witness", Class::OneShot, witness::keep(core.state.audit.clone(), cosigned));
     tasks.spawn("backoff", Class::OneShot, beat::keep(core.state.journal.clone(), kept));
 }
 

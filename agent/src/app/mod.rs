@@ -11,6 +11,7 @@ mod enrolments;
 mod host;
 mod published;
 mod reload;
+mod witness;
 
 use std::{path::Path, process::ExitCode, time::Duration};
 

@@ -36,8 +36,8 @@ fn said(offer: &Offer) -> (u64, Hash) {
 
 /// The file of the only tree.
 fn tree_file(fixture: &Fixture) -> PathBuf {
-    let found = fs::read_dir(fixture.dir()).unwrap().map(|entry| entry.unwrap().path());
-    found.filter(|path| path.extension().is_some_and(|e| e == "tree")).next().unwrap()
+    let mut found = fs::read_dir(fixture.dir()).unwrap().map(|entry| entry.unwrap().path());
+    found.find(|path| path.extension().is_some_and(|e| e == "tree")).unwrap()
 }
 
 #[tokio::test]

@@ -78,13 +78,15 @@ impl Log {
         durable::create_dir(&config.dir, DIR_MODE).map_err(|e| fault(&config.dir, &e))?;
         let lock = Lock::take(&config.dir.join("lock"), "the audit log's writer")
             .map_err(|e| AuditError(e.to_string()))?;
-        let last = Head { log_id: String::new(), size: 0, head: ZERO, error: None };
+        let last = Head { log_id: String::new(), size: 0, head: ZERO, witnessed: 0, error: None };
         let mut log = Self { config, signer, clock, open: None, synced: None, last, _lock: lock };
         let opened = match recover::find(&log.config.dir, &log.signer.public_key())? {
             Some(end) if end.log_id.is_some() => log.resume(end),
             begun => log.begin(begun, entropy),
         };
         log.settle(opened)?;
+        log.last.witnessed =
+            log.checkpoints(&log.last.log_id).witnessed().map_or(0, |seen| seen.size);
         Ok(log)
     }
 
@@ -109,7 +111,8 @@ impl Log {
         match &self.open {
             Some(open) if outcome.is_ok() => {
                 let (log_id, size, head) = (open.log_id.clone(), open.size, open.head);
-                self.last = Head { log_id, size, head, error: None };
+                let witnessed = self.last.witnessed;
+                self.last = Head { log_id, size, head, witnessed, error: None };
             }
             _ => {
                 self.open = None;
@@ -371,7 +374,9 @@ impl Log {
             return Err(refused("it is another log's"));
         }
         let kept = self.checkpoints(&log_id).keep_witnessed(self.today(), checkpoint.size, note);
-        kept.map_err(|e| refused(&e.to_string()))
+        kept.map_err(|e| refused(&e.to_string()))?;
+        self.last.witnessed = checkpoint.size;
+        Ok(())
     }
 
     fn origin(&self, log_id: &str) -> String {

@@ -113,6 +113,8 @@ pub struct Head {
     pub size: u64,
     /// Leaf hash of the last line.
     pub head: Hash,
+    /// Lines of it that a witness has seen.
+    pub witnessed: u64,
     /// Why it could not be written the last time; the next record tries again.
     pub error: Option<String>,
 }

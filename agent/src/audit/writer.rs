@@ -64,7 +64,9 @@ pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch
                     let _gone = reply.send(log.checkpoint(since));
                 }
                 Command::Witnessed(note, reply) => {
-                    let _gone = reply.send(log.witnessed(&note));
+                    let kept = log.witnessed(&note);
+                    head.send_replace(log.head());
+                    let _gone = reply.send(kept);
                 }
             }
         }

@@ -3,10 +3,10 @@
 //! One task, and no state but the backoff: what to say comes from a closure, what was answered
 //! goes to another. So the loop is tested without a hub, and the hub without the loop.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use jtnt_proto::hub::{HeartbeatRequest, HeartbeatResponse};
+use jtnt_proto::hub::{AuditRefusal, HeartbeatRequest, HeartbeatResponse};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -38,11 +38,16 @@ pub struct HeartbeatStatus {
     pub last_error: Option<String>,
     /// The hub's reason, where it answered no.
     pub refused: Option<String>,
+    /// Why the hub does not cosign the audit log, as its last answer said.
+    pub audit_refusal: Option<AuditRefusal>,
     /// The next one.
     pub next_attempt_at: Option<Timestamp>,
     /// Failures in a row.
     pub consecutive_failures: u32,
 }
+
+/// What to say, once it is known.
+pub type Saying = Pin<Box<dyn Future<Output = Option<HeartbeatRequest>> + Send>>;
 
 /// What the heartbeat is made of.
 #[derive(Debug)]
@@ -73,7 +78,7 @@ pub struct Deps<Facts, Answered, Remember> {
 /// when its client is replaced.
 pub async fn run<F, A, R>(deps: Deps<F, A, R>, mut link: Link, stop: CancellationToken)
 where
-    F: FnMut() -> Option<HeartbeatRequest>,
+    F: FnMut() -> Saying,
     A: FnMut(HeartbeatResponse),
     R: FnMut(Option<Saved>),
 {
@@ -113,7 +118,7 @@ struct Heart<F, A, R> {
 
 impl<F, A, R> Heart<F, A, R>
 where
-    F: FnMut() -> Option<HeartbeatRequest>,
+    F: FnMut() -> Saying,
     A: FnMut(HeartbeatResponse),
     R: FnMut(Option<Saved>),
 {
@@ -134,7 +139,7 @@ where
         S: FnOnce(HeartbeatRequest) -> Fut,
         Fut: Future<Output = Result<HeartbeatResponse, HubError>>,
     {
-        let Some(body) = (self.deps.facts)() else { return self.interval() };
+        let Some(body) = (self.deps.facts)().await else { return self.interval() };
         let began = self.deps.clock.uptime();
         let answer = send(body).await;
         let took = self.deps.clock.uptime().saturating_sub(began);
@@ -166,6 +171,7 @@ where
             last_success_uptime: Some(self.deps.clock.uptime()),
             last_error: None,
             refused: None,
+            audit_refusal: answer.audit_refusal,
             next_attempt_at: Some(later(now, wait)),
             consecutive_failures: 0,
         };

@@ -7,7 +7,7 @@ use jtnt_proto::hub::{Hints, JobCounts};
 use super::*;
 use crate::runtime::{clock::FixedClock, entropy::SeededEntropy};
 
-type Facts = Box<dyn FnMut() -> Option<HeartbeatRequest>>;
+type Facts = Box<dyn FnMut() -> Saying>;
 type Answered = Box<dyn FnMut(HeartbeatResponse)>;
 type Remember = Box<dyn FnMut(Option<Saved>)>;
 type Memory = Arc<Mutex<Vec<Option<Saved>>>>;
@@ -45,7 +45,7 @@ fn rig(saved: Option<Saved>) -> Rig {
         interval: Duration::from_secs(30),
         backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(300)),
         saved,
-        facts: Box::new(|| Some(body())) as Facts,
+        facts: Box::new(|| Box::pin(async { Some(body()) }) as Saying) as Facts,
         answered: Box::new(|_| {}) as Answered,
         remember: Box::new(move |saved| kept.lock().unwrap().push(saved)) as Remember,
         status: sender,
@@ -62,6 +62,8 @@ fn answer() -> HeartbeatResponse {
         hub_time: "2026-01-01T00:00:00Z".parse().unwrap(),
         hints: Hints::default(),
         witness: None,
+        witnessed_size: None,
+        audit_refusal: None,
         rolled_back: None,
     }
 }

@@ -89,6 +89,8 @@ pub struct Metrics {
     pub disk_used: Gauge,
     /// Lines in the audit log.
     pub audit_size: Gauge,
+    /// Those that a witness has seen.
+    pub audit_witnessed: Gauge,
     /// 1 while the audit log can be written.
     pub audit_writable: Gauge,
     /// 1 when the root of roles came from the hub itself.
@@ -233,6 +235,11 @@ impl Metrics {
                 "Bytes in use on the file system of data_dir.",
             )?,
             audit_size: gauge(&r, "audit_lines", "Lines in the audit log, pruned ones included.")?,
+            audit_witnessed: gauge(
+                &r,
+                "audit_witnessed_lines",
+                "Lines in the audit log that the hub has seen and cosigned.",
+            )?,
             audit_writable: gauge(&r, "audit_writable", "1 while the audit log can be written.")?,
             root_trusted_from_hub: gauge(
                 &r,

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use jtnt_agent::{
     domain::backoff::Backoff,
-    heartbeat::{Deps, HeartbeatStatus, run},
+    heartbeat::{Deps, HeartbeatStatus, Saying, run},
     runtime::{clock::SystemClock, entropy::SystemEntropy},
 };
 use jtnt_hub_mock::{Hub, Kind, Route};
@@ -44,7 +44,10 @@ async fn it_begins_when_the_agent_is_enrolled_survives_faults_and_ends_when_told
         interval: Duration::from_secs(30),
         backoff: Backoff::new(Duration::from_millis(1), Duration::from_millis(1)),
         saved: None,
-        facts: move || Some(body.clone()),
+        facts: move || -> Saying {
+            let body = body.clone();
+            Box::pin(async move { Some(body) })
+        },
         answered: move |answer: jtnt_proto::hub::HeartbeatResponse| {
             hints.send(answer.hints).unwrap();
         },

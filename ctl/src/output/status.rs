@@ -103,6 +103,10 @@ struct Audit<'a> {
     writable: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_error: Option<&'a str>,
+    /// Lines that the hub has seen and cosigned.
+    witnessed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    witness_refusal: Option<&'a str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -158,6 +162,8 @@ impl<'a> From<&'a pb::Status> for Status<'a> {
                 size: a.size,
                 writable: a.writable,
                 last_error: text(&a.last_error),
+                witnessed: a.witnessed,
+                witness_refusal: text(&a.witness_refusal),
             }),
             disk: s.disk.map(|d| Disk { total_bytes: d.total_bytes, used_bytes: d.used_bytes }),
             root: s.root.as_ref().map(|r| Root {
@@ -249,7 +255,13 @@ pub(crate) fn screen(s: &pb::Status, now: Timestamp, color: bool) -> String {
     }
     if let Some(a) = &view.audit {
         if a.writable {
-            table.pair("Audit log", human::count(a.size, "line"));
+            let lines = human::count(a.size, "line");
+            let (seen, tone) = match (a.witness_refusal, a.size.saturating_sub(a.witnessed)) {
+                (Some(why), _) => (format!("REFUSED by the hub as a witness: {why}"), Tone::Bad),
+                (None, 0) => ("all seen by the hub".to_owned(), Tone::Plain),
+                (None, left) => (format!("{left} not seen by the hub yet"), Tone::Plain),
+            };
+            table.pair("Audit log", toned(format!("{lines}, {seen}"), tone));
         } else {
             let why = a.last_error.unwrap_or("no reason known");
             let text = format!("NOT WRITABLE, so no job starts: {why}");

@@ -43,6 +43,16 @@ pub(super) enum Command {
     },
     /// List the enrolled agents
     Agents,
+    /// What the hub, as a witness, has seen of an agent's audit logs
+    Audit {
+        /// Whose
+        agent: String,
+        /// Print the newest cosigned checkpoint, for `audit verify --anchor`
+        #[arg(long)]
+        anchor: bool,
+    },
+    /// The keys by which others check what the hub cosigned, as signed notes take them
+    Witness,
     /// Sign jobs and see what became of them
     #[command(subcommand)]
     Job(JobCommand),

@@ -6,8 +6,10 @@ use super::{Desk, Verdict, output::table};
 use crate::{
     control::{NewToken, TokenWish},
     error::HubError,
+    hub::unknown_agent,
     record::Recorded,
     view::AgentView,
+    witness::SeenLog,
 };
 
 pub(super) async fn token(desk: &Desk<'_>, life: Option<Duration>) -> Result<Verdict, HubError> {
@@ -25,6 +27,8 @@ pub(super) async fn agents(desk: &Desk<'_>) -> Result<Verdict, HubError> {
             let said = a.heartbeat.as_ref();
             let told =
                 |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
+            let newest = a.logs.values().max_by_key(|log| log.at);
+            let log = newest.map_or_else(|| "-".to_owned(), lines);
             let ca = a.certificates.last().map(|newest| u64::from(newest.authority));
             vec![
                 a.agent_id.clone(),
@@ -34,12 +38,49 @@ pub(super) async fn agents(desk: &Desk<'_>) -> Result<Verdict, HubError> {
                 told(said.map(|h| h.root_version)),
                 told(ca),
                 a.open_jobs.to_string(),
+                log,
                 seen,
             ]
         };
         let rows: Vec<_> = agents.iter().map(row).collect();
-        table(&["AGENT", "HOST", "VERSION", "POLICY", "ROOT", "CA", "JOBS", "LAST SEEN"], &rows)
+        let heads =
+            ["AGENT", "HOST", "VERSION", "POLICY", "ROOT", "CA", "JOBS", "AUDIT", "LAST SEEN"];
+        table(&heads, &rows)
     })
+}
+
+/// How long a log is, or what is wrong with it.
+fn lines(log: &SeenLog) -> String {
+    let trouble = log.trouble.as_ref().map(|trouble| trouble.kind.name().to_owned());
+    trouble.unwrap_or_else(|| log.size.to_string())
+}
+
+pub(super) async fn logs(desk: &Desk<'_>, agent: &str, anchor: bool) -> Result<Verdict, HubError> {
+    let agents: Vec<AgentView> = desk.client.get("/control/v1/agents").await?;
+    let found = agents.into_iter().find(|a| a.agent_id == agent);
+    let logs = found.ok_or_else(|| unknown_agent(agent))?.logs;
+    if anchor {
+        let newest = logs.values().max_by_key(|log| log.at);
+        let why = "the hub has seen no checkpoint of this agent yet";
+        let newest = newest.ok_or_else(|| HubError::refused("NOTHING_SEEN", why))?;
+        return desk.output.show(&newest.note, || newest.note.clone());
+    }
+    desk.output.show(&logs, || {
+        let row = |(id, log): (&String, &SeenLog)| {
+            let trouble = log
+                .trouble
+                .as_ref()
+                .map_or_else(String::new, |t| format!("{} at {:.0}", lines(log), t.at));
+            vec![id.clone(), log.size.to_string(), format!("{:.0}", log.at), trouble]
+        };
+        let rows: Vec<_> = logs.iter().map(row).collect();
+        table(&["LOG", "LINES", "COSIGNED", "TROUBLE"], &rows)
+    })
+}
+
+pub(super) async fn witness(desk: &Desk<'_>) -> Result<Verdict, HubError> {
+    let key: String = desk.client.get("/control/v1/witness").await?;
+    desk.output.show(&key, || format!("{key}\n"))
 }
 
 pub(super) async fn requests(desk: &Desk<'_>, agent: Option<String>) -> Result<Verdict, HubError> {

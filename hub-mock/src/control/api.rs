@@ -109,6 +109,11 @@ pub(super) async fn agents(State(core): State<Shared>) -> Json<Vec<AgentView>> {
     Json(core.agents())
 }
 
+/// The witness's key, as other implementations of signed notes take it.
+pub(super) async fn witness(State(core): State<Shared>) -> Json<String> {
+    Json(core.witness.vkey())
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Which {

@@ -27,6 +27,7 @@ pub(crate) fn router(core: Shared, token: String) -> Router {
     Router::new()
         .route("/control/v1/tokens", post(api::make_token))
         .route("/control/v1/agents", get(api::agents))
+        .route("/control/v1/witness", get(api::witness))
         .route("/control/v1/jobs", get(api::jobs).post(api::enqueue))
         .route("/control/v1/jobs/{id}", get(api::job))
         .route("/control/v1/jobs/{id}/cancel", post(api::cancel))

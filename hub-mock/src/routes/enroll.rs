@@ -91,6 +91,7 @@ fn agent(asked: &EnrollRequest, certificates: VecDeque<Certificate>) -> Agent {
         enrolled_at: clock::now(),
         certificates,
         open: BTreeMap::new(),
+        logs: BTreeMap::new(),
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     caller::{Caller, read},
     problem::Refusal,
 };
-use crate::{clock, hub::Shared};
+use crate::{clock, hub::Shared, witness::Word};
 
 /// The longest consistency proof: two hashes for each doubling of a log of 2^63 lines.
 const MAX_PROOF_HASHES: usize = 128;
@@ -29,15 +29,21 @@ pub(super) async fn heartbeat(
         let why = "certificate_serial is none of this agent's certificates";
         return Err(Refusal::unprocessable("SERIAL", why));
     }
+    let word = match &said.audit {
+        Some(head) => core.witness(&said.agent_id, head).await?,
+        None => Word::default(),
+    };
     let hints = core.heartbeat(said);
     let hub_time = clock::now();
     let certificate_serial = Some(caller.serial);
     Ok(Json(HeartbeatResponse {
         hub_time,
         hints,
-        witness: None,
+        witness: word.cosignature,
+        witnessed_size: word.has,
+        audit_refusal: word.refusal,
         certificate_serial,
-        rolled_back: None,
+        rolled_back: word.seen,
     }))
 }
 

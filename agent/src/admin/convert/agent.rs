@@ -132,11 +132,14 @@ fn jobs(overview: &Overview) -> pb::JobStatus {
 
 fn audit(overview: &Overview) -> pb::AuditStatus {
     let head = overview.sources().audit.head();
+    let refusal = overview.sources().heartbeat.borrow().audit_refusal;
     pb::AuditStatus {
         log_id: head.log_id,
         size: head.size,
         writable: head.error.is_none(),
         last_error: head.error.unwrap_or_default(),
+        witnessed: head.witnessed,
+        witness_refusal: refusal.map(|refusal| refusal.name().to_owned()).unwrap_or_default(),
     }
 }
 
@@ -155,6 +158,10 @@ fn advice(
     };
     if let Some(error) = s.audit.head().error {
         say("AUDIT_NOT_WRITABLE", format!("{error}; no job starts"), "df -h");
+    }
+    if let Some(refusal) = s.heartbeat.borrow().audit_refusal {
+        let message = format!("the hub does not cosign the audit log: {}", refusal.words());
+        say("AUDIT_NOT_WITNESSED", message, "jtntctl audit verify");
     }
     if let Some(error) = s.journal.last_error() {
         say("JOURNAL_NOT_WRITABLE", format!("{error}; no job is taken"), "df -h");

@@ -119,6 +119,8 @@ fn status() -> pb::Status {
             size: 1234,
             writable: true,
             last_error: String::new(),
+            witnessed: 1200,
+            witness_refusal: String::new(),
         }),
         disk: Some(pb::DiskStatus { total_bytes: 1 << 40, used_bytes: 1 << 39 }),
         root: Some(pb::RootStatus {

@@ -1,0 +1,135 @@
+//! The hub as a witness of this agent's audit log: what it is shown with each heartbeat, and what
+//! becomes of its cosignature.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jtnt_proto::{
+    checkpoint::{Note, witness_name},
+    hub::{AuditHead, AuditRefusal, HeartbeatResponse},
+    root::Root,
+};
+use tokio::sync::mpsc;
+
+use crate::audit::{Audit, AuditError, Offer};
+
+/// Cosigned checkpoints that are not stored yet; an older one is no loss.
+const QUEUE: usize = 1;
+
+/// Both sides of one heartbeat after another.
+#[derive(Debug, Clone)]
+pub(super) struct Witness {
+    audit: Audit,
+    state: Arc<Mutex<State>>,
+    cosigned: mpsc::Sender<String>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What the next answer is about.
+    shown: Option<Offer>,
+    /// How many lines the hub says that it has seen, where that is not what we know of.
+    hub_has: Option<u64>,
+    /// What was told of already.
+    told: Option<AuditRefusal>,
+}
+
+impl Witness {
+    /// With what [`keep`] is to store.
+    pub(super) fn new(audit: Audit) -> (Self, mpsc::Receiver<String>) {
+        let (cosigned, stored) = mpsc::channel(QUEUE);
+        (Self { audit, state: Arc::default(), cosigned }, stored)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the next heartbeat says of the log: a checkpoint with its proof, where one can be had.
+    pub(super) async fn head(&self) -> AuditHead {
+        let since = self.state().hub_has;
+        let offer = match self.audit.checkpoint(since).await {
+            Ok(offer) => Ok(offer),
+            // A log that is shorter than what was seen has nothing to prove, and that is to be seen.
+            Err(_) => self.audit.checkpoint(Some(0)).await,
+        };
+        match offer {
+            Ok(offer) => {
+                let head = AuditHead {
+                    log_id: offer.log_id.clone(),
+                    size: offer.size,
+                    head: offer.head,
+                    checkpoint: Some(offer.note.clone()),
+                    old_size: Some(offer.old_size),
+                    proof: offer.proof.clone(),
+                };
+                self.state().shown = Some(offer);
+                head
+            }
+            Err(error) => self.bare(&error),
+        }
+    }
+
+    fn bare(&self, error: &AuditError) -> AuditHead {
+        tracing::debug!(%error, "the heartbeat has no checkpoint");
+        self.state().shown = None;
+        let head = self.audit.head();
+        AuditHead {
+            log_id: head.log_id,
+            size: head.size,
+            head: head.head,
+            checkpoint: None,
+            old_size: None,
+            proof: Vec::new(),
+        }
+    }
+
+    /// Takes the answer. `root`: who may be a witness.
+    pub(super) fn answered(&self, root: &Root, answer: &HeartbeatResponse) {
+        let mut state = self.state();
+        let Some(shown) = state.shown.take() else { return };
+        state.hub_has = answer.witnessed_size;
+        if let Some(line) = &answer.witness {
+            match cosigned(root, &shown.note, line) {
+                Some(note) => {
+                    if let Err(error) = self.cosigned.try_send(note) {
+                        tracing::debug!(%error, "an older checkpoint is being stored");
+                    }
+                    state.told = None;
+                }
+                None => tracing::warn!(
+                    "the hub's cosignature of the audit log is none of a witness that the root of \
+                     roles names; it does not count"
+                ),
+            }
+        }
+        if answer.audit_refusal != state.told
+            && let Some(refusal) = answer.audit_refusal
+        {
+            state.told = Some(refusal);
+            tracing::error!(
+                lines = shown.size,
+                "the hub does not cosign the audit log: {}",
+                refusal.words()
+            );
+        }
+    }
+}
+
+/// The note with this line, if as many witnesses as the root wants have cosigned by it.
+fn cosigned(root: &Root, note: &str, line: &str) -> Option<String> {
+    let both = format!("{note}{line}");
+    let parsed = Note::parse(&both).ok()?;
+    let (role, name) = (&root.roles.witness, witness_name(&root.root_id));
+    let keys = role.keyids.iter().filter_map(|id| root.keys.get(id));
+    let count = keys.filter(|key| parsed.cosigned_by(&name, key).is_some()).count();
+    (count >= usize::from(role.threshold.max(1))).then_some(both)
+}
+
+/// Stores what was cosigned, until nobody brings more.
+pub(super) async fn keep(audit: Audit, mut cosigned: mpsc::Receiver<String>) {
+    while let Some(note) = cosigned.recv().await {
+        if let Err(error) = audit.witnessed(note).await {
+            tracing::warn!(%error, "the hub's cosignature is not stored");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The hub is a witness of the audit log: what it has seen cannot be taken back unseen, not even by
+//! whoever has the agent's keys and all of its disk.
+
+use std::{fs, path::Path};
+
+use jtnt_hub_mock::{Hub, SeenLog};
+use jtnt_proto::{
+    checkpoint::{Note, witness_name},
+    hub::AuditRefusal,
+};
+
+use crate::{
+    site::{Site, exec},
+    support::eventually,
+};
+
+/// What the hub has seen of the agent's log.
+fn seen(site: &Site) -> Option<SeenLog> {
+    site.hub.agents().pop()?.logs.into_values().next()
+}
+
+/// Waits until the hub has seen all lines that the agent has.
+async fn witnessed(site: &Site) -> u64 {
+    let all = eventually("the hub has seen the log", async || {
+        let status = site.home.asked(&["status"]).await.map_err(|f| f.to_string())?;
+        let audit = &status["audit"];
+        let (lines, seen) = (audit["size"].as_u64(), audit["witnessed"].as_u64());
+        if lines == seen { lines.ok_or_else(String::new) } else { Err(audit.to_string()) }
+    });
+    all.await.unwrap()
+}
+
+async fn trouble(site: &Site, kind: AuditRefusal) {
+    let found = eventually("the hub tells that something is wrong", async || {
+        let trouble = seen(site).and_then(|log| log.trouble).map(|trouble| trouble.kind);
+        if trouble == Some(kind) { Ok(()) } else { Err(format!("{trouble:?}")) }
+    });
+    found.await.unwrap();
+    let told = eventually("the agent tells it, too", async || {
+        let status = site.home.asked(&["status"]).await.map_err(|f| f.to_string())?;
+        let advice = status["advice"].to_string();
+        let told = status["audit"]["witness_refusal"] == kind.name();
+        if told && advice.contains("AUDIT_NOT_WITNESSED") { Ok(()) } else { Err(advice) }
+    });
+    told.await.unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_hub_cosigns_what_grows_over_restarts_of_both() {
+    let mut site = Site::ready(Hub::builder()).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    let first = witnessed(&site).await;
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    assert!(witnessed(&site).await > first);
+    agent.stop().await.unwrap();
+    site.hub = site.hub.restart().await.unwrap();
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    let lines = witnessed(&site).await;
+    let log = seen(&site).unwrap();
+    assert_eq!((log.size, log.trouble), (lines, None));
+    // Whoever has the hub's key can tell that it did.
+    let operator = site.operator();
+    let root = operator.root();
+    let witness = root.roles.witness.keyids.iter().next().unwrap();
+    let note = Note::parse(&log.note).unwrap();
+    assert!(note.cosigned_by(&witness_name(&root.root_id), &root.keys[witness]).is_some());
+    let metric = agent.get("metrics_listen", "/metrics").await.unwrap().body;
+    let line = format!("jtnt_agent_audit_witnessed_lines {lines}");
+    assert!(metric.lines().any(|l| l == line), "{line}");
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_that_is_put_back_to_what_it_was_is_seen() {
+    let site = Site::ready(Hub::builder()).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    witnessed(&site).await;
+    agent.stop().await.unwrap();
+    let (audit, saved) = (site.home.data().join("audit"), site.home.path().join("saved"));
+    copy(&audit, &saved);
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    for _ in 0..10 {
+        assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    }
+    witnessed(&site).await;
+    agent.stop().await.unwrap();
+
+    // Everything but the hub forgets the last ten jobs.
+    fs::remove_dir_all(&audit).unwrap();
+    copy(&saved, &audit);
+    let agent = site.home.start().await.unwrap();
+    trouble(&site, AuditRefusal::Shrunk).await;
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_that_goes_on_differently_is_seen() {
+    let site = Site::ready(Hub::builder()).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    witnessed(&site).await;
+    agent.stop().await.unwrap();
+    let (audit, saved) = (site.home.data().join("audit"), site.home.path().join("saved"));
+    copy(&audit, &saved);
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    witnessed(&site).await;
+    agent.stop().await.unwrap();
+    let lines = seen(&site).unwrap().size;
+
+    fs::remove_dir_all(&audit).unwrap();
+    copy(&saved, &audit);
+    // By the agent's own key, and as many lines as before, without a word to the hub.
+    let url = site.hub.url();
+    site.home.configure(&serde_json::json!({"hub_url": "https://localhost:1"})).unwrap();
+    let mut longer = 0;
+    while longer <= lines {
+        let agent = site.home.start().await.unwrap();
+        let status = site.home.asked(&["status"]).await.unwrap();
+        agent.stop().await.unwrap();
+        longer = status["audit"]["size"].as_u64().unwrap();
+    }
+    site.home.configure(&serde_json::json!({ "hub_url": url })).unwrap();
+    let agent = site.home.start().await.unwrap();
+    trouble(&site, AuditRefusal::Forked).await;
+    agent.stop().await.unwrap();
+}
