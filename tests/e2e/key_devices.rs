@@ -113,7 +113,8 @@ async fn a_token_keeps_the_key_and_lets_go_of_old_ones() {
     let agent = site.home.start().await.unwrap();
     site.in_force(1).await;
     let shown = site.home.asked(&["cert", "check", "--prove"]).await.unwrap();
-    assert_eq!((&shown["key_store"], &shown["key_matches"]), (&json!(token.store), &json!(true)));
+    let told = (&shown["key_store"], &shown["key_matches"]);
+    assert_eq!(told, (&json!(token.store), &json!(true)));
     assert_eq!(shown["proof"]["seen_serial"], shown["serial"]);
     // The one in place and the one before are kept; what came before those is gone.
     for kept in [2, 2, 2] {
@@ -138,6 +139,28 @@ async fn a_token_keeps_the_key_and_lets_go_of_old_ones() {
     fs::remove_file(site.home.data().join("certs/client.key.backup")).unwrap();
     site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(0).unwrap();
     assert_eq!(token.keys(), 2);
+
+    // The same token by another name, in an enrolment that fails and in a renewal: what is in use stays.
+    let other = token.store.replace("a%20token?", "a%20token;manufacturer=SoftHSM%20project?");
+    let used = site.token_file("jtnt_0000000000000000000000000000000000000000");
+    let more = ["--force", "--key-store", &other];
+    site.enrol_with(&used, &site.hub.root_file(), &more).await.exits(1).unwrap();
+    assert_eq!((proof(&site).await.0, token.keys()), (Some(0), 2));
+    site.home.configure(&json!({ "key_store": other })).unwrap();
+    site.home.ctl(&["reload"]).await.unwrap().exits(0).unwrap();
+    for _ in 0..2 {
+        site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(0).unwrap();
+        assert_eq!((proof(&site).await.0, token.keys()), (Some(0), 2));
+    }
+    // Where a file cannot be read, nothing is known to be old.
+    let backup = site.home.data().join("certs/client.key.backup");
+    put(&backup, b"pkcs11:nonsense\n").unwrap();
+    site.hub.set_fault(Route::Renew, Kind::InternalError, Some(1)).unwrap();
+    site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(1).unwrap();
+    assert_eq!((proof(&site).await.0, token.keys()), (Some(0), 3));
+    fs::remove_file(&backup).unwrap();
+    site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(0).unwrap();
+    assert_eq!((proof(&site).await.0, token.keys()), (Some(0), 2));
 
     // Without its PIN the token does nothing, and a wrong one is not tried twice.
     write_pin(&token.pin, "1111");

@@ -29,7 +29,7 @@ pub(super) fn renewal(
     let signer = identity::audit_key(&paths, base.entropy.as_ref())?;
     let deps = renewal::Deps {
         paths,
-        key_store: base.config.key_store.clone(),
+        key_store: published.key_store(),
         signer,
         clock: Arc::clone(&base.clock),
         entropy: Arc::clone(&base.entropy),

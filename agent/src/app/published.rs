@@ -19,6 +19,7 @@ use crate::{
     identity::{self, Identity, IdentityError, Paths, SealKey, tls::in_full},
     overview::VERSION,
     policy::Labels,
+    renewal::Store,
     runtime::clock::SharedClock,
     telemetry::metrics::Metrics,
     trust::Keyring,
@@ -127,6 +128,12 @@ impl Published {
 
     fn config(&self) -> Config {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where keys are made, as the configuration in force has it whenever that is asked.
+    pub(super) fn key_store(self: &Arc<Self>) -> Store {
+        let own = Arc::clone(self);
+        Arc::new(move || own.config().key_store)
     }
 
     fn client(&self, identity: &Identity, config: &Config) -> Option<HubClient> {

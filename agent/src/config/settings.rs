@@ -107,7 +107,7 @@ static SETTINGS: &[Setting] = &[
         set(&mut c.audit_profile, choice(v, &words))
     }),
     on(Restart, "cert_check_time", |c, v, _| set(&mut c.cert_check_time, time(v))),
-    on(Restart, "key_store", |c, v, _| set(&mut c.key_store, text(v).and_then(str::parse))),
+    on(Reload, "key_store", |c, v, _| set(&mut c.key_store, text(v).and_then(str::parse))),
     on(Later, "update_check_time", |c, v, _| set(&mut c.update_check_time, time(v))),
     on(Later, "update_channel", |c, v, _| {
         let channel = text(v)?;

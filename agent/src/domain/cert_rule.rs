@@ -94,7 +94,7 @@ pub fn plan(certificate: &Certificate, asked: Asked, now: Timestamp) -> Plan {
         let latest = later(not_after, -(life / 10));
         (picked.min(latest), Rule::HubWindow, "the hub suggested a window".to_owned())
     } else if life < SHORT_LIFE {
-        let received = certificate.received_at.unwrap_or(not_before);
+        let received = certificate.received_at.filter(|at| *at <= now).unwrap_or(not_before);
         let (part, words) =
             if life < VERY_SHORT_LIFE { (life / 2, "half") } else { (life * 2 / 3, "two thirds") };
         let why = format!("it lives {}: renewed after {words} of that", span(life));
@@ -106,7 +106,9 @@ pub fn plan(certificate: &Certificate, asked: Asked, now: Timestamp) -> Plan {
     // No renewal brings another certificate of a dropped authority, so that is no loop.
     let is_urgent = asked == Asked::Force || rule == Rule::AuthorityDropped;
     // A hub that hands out certificates that are due at once must not keep us renewing.
-    match certificate.last_renewal.map(|last| later(last, life / 3)) {
+    // A renewal that is yet to come tells of a clock that was wrong.
+    let last = certificate.last_renewal.filter(|last| *last <= now);
+    match last.map(|last| later(last, life / 3)) {
         Some(earliest) if earliest > renew_at && !is_urgent => {
             let why = format!("{why}, but not within a third of its life after the last renewal");
             Plan { renew_at: earliest, rule, why }

@@ -7,6 +7,20 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
 /// The TPM of the machine, behind the kernel's resource manager.
 const TPM: &str = "/dev/tpmrm0";
+/// Attributes of a URI; any other would be one that counts elsewhere and not here.
+const KNOWN: &[&str] = &[
+    "token",
+    "serial",
+    "manufacturer",
+    "model",
+    "slot-id",
+    "object",
+    "id",
+    "type",
+    "module-path",
+    "pin-source",
+    "pin-value",
+];
 /// A longer URI names nothing that exists.
 const MAX_BYTES: usize = 4096;
 
@@ -47,10 +61,10 @@ impl FromStr for KeyStore {
                 }
                 Ok(Self::Pkcs11(uri))
             }
-            _ => Err(format!(
-                "expected file, tpm2, tpm2:/DEVICE or a pkcs11: URI, found {:?}",
-                text.chars().take(64).collect::<String>()
-            )),
+            _ => {
+                Err("expected file, tpm2, tpm2:/DEVICE or a URI that begins with pkcs11:"
+                    .to_owned())
+            }
         }
     }
 }
@@ -142,10 +156,7 @@ impl TokenUri {
                      root alone can read, and name that with pin-source=file:/PATH"
                     .to_owned())
             }
-            _ => Err(format!(
-                "{name:?} is no attribute that is known here; known are token, serial, \
-                 manufacturer, model, slot-id, object, id, module-path and pin-source"
-            )),
+            _ => Err(format!("{name}: only the value \"private\" is known here")),
         }
     }
 }
@@ -162,7 +173,8 @@ fn absolute(name: &str, path: &str) -> Result<PathBuf, String> {
     if path.starts_with('/') {
         Ok(path.into())
     } else {
-        Err(format!("{name}: expected an absolute path, found {path:?}"))
+        // What was written there by mistake may be a PIN.
+        Err(format!("{name}: expected an absolute path"))
     }
 }
 
@@ -181,7 +193,14 @@ impl FromStr for TokenUri {
             }
             let (name, value) = attribute
                 .split_once('=')
-                .ok_or_else(|| format!("expected NAME=VALUE, found {attribute:?}"))?;
+                .ok_or("expected NAME=VALUE after the scheme, each ; and each &")?;
+            if !KNOWN.contains(&name) {
+                return Err(format!(
+                    "{:?} is no attribute that is known here; known are {}",
+                    name.chars().take(64).collect::<String>(),
+                    KNOWN.join(", ")
+                ));
+            }
             if in_path == matches!(name, "module-path" | "pin-source" | "pin-value") {
                 let place = if in_path { "after the ?" } else { "before the ?" };
                 return Err(format!("{name} belongs {place}"));
@@ -189,7 +208,10 @@ impl FromStr for TokenUri {
             uri.take(name, value)?;
         }
         if uri.module == PathBuf::new() {
-            return Err("module-path is missing: the library of the token's maker".to_owned());
+            return Err(
+                "module-path is missing, which follows a ?: the library of the token's maker"
+                    .to_owned(),
+            );
         }
         if uri.token.is_none() && uri.serial.is_none() && uri.slot.is_none() {
             return Err("it names no token: give token, serial or slot-id".to_owned());
@@ -273,7 +295,10 @@ mod tests {
             ("pkcs11:token=a;module-path=/m.so", "after the ?"),
             ("pkcs11:?module-path=/m.so&token=a", "before the ?"),
             ("pkcs11:token=a;x-color=red?module-path=/m.so", "no attribute"),
-            ("pkcs11:token=a;type=public?module-path=/m.so", "no attribute"),
+            ("pkcs11:token=a;type=public?module-path=/m.so", "only the value"),
+            ("PKCS11:token=a?module-path=/m.so&pin-value=1", "begins with pkcs11:"),
+            ("pkcs11:token=a?modul-path=/m.so", "no attribute"),
+            ("pkcs11:token=a&module-path=/m.so", "module-path is missing"),
             ("pkcs11:token=a;object=b?module-path=/m.so", "leave object"),
             ("pkcs11:token=%ff?module-path=/m.so", "expected text"),
             ("pkcs11:token=a%0ab?module-path=/m.so", "expected text"),

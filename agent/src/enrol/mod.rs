@@ -12,7 +12,7 @@ mod contact;
 mod error;
 mod facts;
 
-use std::{collections::BTreeMap, io, path::PathBuf};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use jtnt_proto::{
@@ -21,6 +21,7 @@ use jtnt_proto::{
     identity::{agent_id, enroll_proof_message},
 };
 use rustls_pki_types::CertificateDer;
+use tokio::{task::spawn_blocking, time::timeout};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -35,7 +36,7 @@ use crate::{
     runtime::{
         clock::SharedClock,
         durable,
-        entropy::{Entropy, SharedEntropy},
+        entropy::SharedEntropy,
         lock::{Lock, LockError},
         signer::AuditSigner,
     },
@@ -47,6 +48,8 @@ use contact::Contact;
 pub use error::{EnrolError, Input};
 pub use facts::host_facts;
 
+/// How long a device may take for a key.
+const DEVICE: Duration = Duration::from_secs(60);
 /// Beyond this, a certificate with odd dates is a matter of clocks.
 const MAX_SKEW: SignedDuration = SignedDuration::from_mins(5);
 
@@ -155,19 +158,26 @@ async fn enroll_stepwise(
     })?;
     let hub = options.hub.to_string();
     let now = deps.clock.now();
-    let tokens = client_key::tokens(&paths, &options.key_store);
     let outcome = under_lock(&paths, options, &deps, step).await;
-    if let (false, Ok(signer)) =
-        (tokens.is_empty(), identity::audit_key(&paths, deps.entropy.as_ref()))
-    {
-        client_key::sweep(&tokens, &paths, &agent_id(&signer.public_key()));
-    }
+    let placed = outcome.is_ok() || commit::is_pending(&paths.data_dir);
+    clear_up(&paths, placed).await;
     let attempt = Attempt::new(now, hub, &outcome);
     let recorded = attempts::record(&paths.data_dir, attempt);
     match (outcome, recorded) {
         (Ok(_), Err(e)) => Err(EnrolError::unrecorded(&paths.attempts(), &e)),
         (outcome, _) => outcome,
     }
+}
+
+/// What is left of the key's making: its name, and where it serves nothing, the key itself.
+async fn clear_up(paths: &Paths, in_use: bool) {
+    let own = paths.clone();
+    let work = move || match in_use {
+        true => drop(durable::remove(&own.enrol_key())),
+        false => client_key::abandon(&own),
+    };
+    // A device that does not answer is not waited for.
+    let _late = timeout(DEVICE, spawn_blocking(work)).await;
 }
 
 async fn under_lock(
@@ -190,7 +200,7 @@ async fn under_lock(
     let contact = Contact::make(&options, deps).await?;
     let signer =
         identity::audit_key(paths, deps.entropy.as_ref()).map_err(|e| EnrolError::key(&e))?;
-    let asked = Asked::new(signer.as_ref(), &options, deps.entropy.as_ref())?;
+    let asked = Asked::new(signer.as_ref(), &options, &deps.entropy).await?;
     let answer = contact.client.enroll(&asked.request).await.map_err(EnrolError::hub)?;
     let extra = contact.extra();
     let judged = judge(&asked, &answer, (&contact, &extra), deps.clock.now())?;
@@ -233,15 +243,21 @@ struct Asked {
 }
 
 impl Asked {
-    /// Blocks, as long as the store of keys takes: nothing else waits for an enrolment.
-    fn new(
+    async fn new(
         signer: &dyn AuditSigner,
         options: &Options,
-        entropy: &dyn Entropy,
+        entropy: &SharedEntropy,
     ) -> Result<Self, EnrolError> {
         let audit_key = signer.public_key();
         let id = agent_id(&audit_key);
-        let made = client_key::make(&options.key_store, &id, entropy);
+        let (store, own, entropy) = (options.key_store.clone(), id.clone(), Arc::clone(entropy));
+        let intent = Paths { data_dir: options.data_dir.clone() }.enrol_key();
+        let make = move || client_key::make(&store, &own, &intent, entropy.as_ref());
+        let made = match timeout(DEVICE, spawn_blocking(make)).await {
+            Ok(Ok(made)) => made,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_late) => Err("it does not answer".to_owned()),
+        };
         let NewKey { file: key, csr } =
             made.map_err(|e| EnrolError::tls_key(&options.key_store, &e))?;
         let (seal_key, seal) = identity::SealKey::generate()

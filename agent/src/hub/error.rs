@@ -220,7 +220,8 @@ impl Fault {
                 Step::ClientCertificate,
                 "CLIENT_KEY",
                 why.to_string(),
-                "see that its token or TPM is there and lets the agent in: docs/CERTIFICATES.md",
+                "see that its token or TPM is there and lets the agent in; if the key is lost, enrol \
+                 again: jtnt-agent enroll --force",
             ),
             other => (
                 Step::Tls,

@@ -65,6 +65,26 @@ pub fn is_pending(data_dir: &Path) -> bool {
     data_dir.join(COMMIT).join(MANIFEST).exists()
 }
 
+/// Files of a commit that is being made or put in place, wherever they are in it.
+///
+/// # Errors
+/// As the system's.
+pub fn staged(data_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for folder in [PENDING, COMMIT].map(|name| data_dir.join(name)) {
+        match fs::read_dir(&folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+            Ok(entries) => {
+                for entry in entries {
+                    found.push(entry?.path());
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Puts committed files in place, if there are any, and clears up what crashes left. The caller
 /// holds the enrolment's lock. Tells whether there was anything to finish.
 ///

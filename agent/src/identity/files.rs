@@ -61,6 +61,11 @@ impl Paths {
     }
 
     #[must_use]
+    pub fn enrol_key(&self) -> PathBuf {
+        self.data_dir.join("enrol.key")
+    }
+
+    #[must_use]
     pub fn renewal(&self) -> PathBuf {
         self.data_dir.join("certs/renewal.json")
     }
@@ -128,7 +133,7 @@ pub struct Source {
 }
 
 /// A certificate with its intermediates, and its key, both as PEM and not judged.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pair {
     /// Leaf first.
     pub crt: Vec<u8>,

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     domain::key_store::KeyStore,
-    hub::{CLIENT_CERT_REFUSED, HubError},
+    hub::{CLIENT_CERT_REFUSED, HubError, Step},
     identity::{IdentityError, x509::CertFault},
     runtime::lock::LockError,
 };
@@ -65,6 +65,12 @@ impl RenewError {
         Self::new("STORAGE", format!("{what}: {why}"), advice).later()
     }
 
+    /// Somebody else replaced the identity while this was under way.
+    pub(super) fn overtaken() -> Self {
+        let message = "another identity, or another pair, was put in place meanwhile";
+        Self::new("OVERTAKEN", message, "nothing was changed; look at: jtnt-agent cert check")
+    }
+
     pub(super) fn busy(why: &LockError) -> Self {
         Self::new("BUSY", why.to_string(), "wait until the enrolment is over").later()
     }
@@ -73,7 +79,7 @@ impl RenewError {
         let advice = match store {
             KeyStore::File => LATER,
             KeyStore::Tpm2(_) | KeyStore::Pkcs11(_) => {
-                "see key_store in the configuration, and docs/CERTIFICATES.md; it is tried again"
+                "see key_store in the configuration, and docs/CERTIFICATES.md"
             }
         };
         Self::new("KEY", format!("no new key in {store}: {why}"), advice).later()
@@ -177,6 +183,12 @@ impl RenewError {
     pub(super) fn unproven(error: &HubError) -> Self {
         let transient = error.is_transient() && error.refusal() != Some(CLIENT_CERT_REFUSED);
         let message = format!("the hub does not confirm that it takes the backup: {error}");
+        // What would be as wrong without asking the hub.
+        if let HubError::Unreachable(fault) = error
+            && matches!(fault.step, Step::ClientCertificate | Step::Tls)
+        {
+            return Self::new("UNPROVEN", message, fault.advice).with(transient);
+        }
         let advice = if transient {
             "to go back without its word: jtnt-agent cert rollback --no-probe"
         } else {

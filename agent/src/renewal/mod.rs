@@ -10,7 +10,7 @@ mod keep;
 mod pending;
 mod task;
 
-use std::{fmt, future::Future, io, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 use jtnt_proto::{
@@ -18,6 +18,7 @@ use jtnt_proto::{
     hub::{RenewRequest, RenewResponse},
     identity::renew_proof_message,
 };
+use tokio::time::timeout;
 
 use self::pending::Pending;
 pub use self::{
@@ -46,7 +47,13 @@ use crate::{
 };
 
 const MAX_CRT_BYTES: u64 = 2 << 20;
+/// How long a device may take to make a key.
+const DEVICE: Duration = Duration::from_secs(60);
+/// And to look for old ones, for which nobody should wait.
+const SWEEP: Duration = Duration::from_secs(10);
 
+/// Tells where new keys are made.
+pub type Store = Arc<dyn Fn() -> KeyStore + Send + Sync>;
 /// Makes a client of an identity that is not in place; nothing where there is no hub.
 pub type Connect = Arc<dyn Fn(&Identity) -> Option<HubClient> + Send + Sync>;
 type Seen = Pin<Box<dyn Future<Output = Result<Option<String>, HubError>> + Send>>;
@@ -58,8 +65,8 @@ pub type Prove = Arc<dyn Fn(HubClient, CertInfo) -> Seen + Send + Sync>;
 pub struct Deps {
     /// Where the identity is.
     pub paths: Paths,
-    /// Where new keys are made.
-    pub key_store: KeyStore,
+    /// Where new keys are made, as the configuration has it now.
+    pub key_store: Store,
     /// The audit key: a stolen TLS key alone renews nothing.
     pub signer: Arc<dyn AuditSigner>,
     /// Time.
@@ -76,7 +83,7 @@ impl fmt::Debug for Deps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Deps")
             .field("paths", &self.paths)
-            .field("key_store", &self.key_store)
+            .field("key_store", &(self.key_store)())
             .finish_non_exhaustive()
     }
 }
@@ -114,6 +121,8 @@ pub struct Replaced {
     pub before: String,
     /// The one that counts now.
     pub cert: CertInfo,
+    /// Where its key is.
+    pub key_store: String,
 }
 
 /// What the hub issued, judged.
@@ -148,7 +157,9 @@ impl Deps {
         told: &mut (dyn FnMut(Step) + Send),
     ) -> Result<Replaced, RenewError> {
         let now = Arc::clone(current);
-        let waiting = match self.aside(move |own| own.waiting(&now)).await? {
+        let look = self.aside(move |own| (own.placed(), own.waiting(&now)));
+        let (placed, waiting) = look.await?;
+        let waiting = match waiting {
             Some(offer) => self.try_again(offer, current, told).await?,
             None => None,
         };
@@ -165,8 +176,13 @@ impl Deps {
         let Offer { pair, bundle, picked_at, identity } = offer;
         let known = self.known(&identity, current, picked_at);
         let before = known.before.clone();
-        self.aside(move |own| own.install(pair, bundle, &known)).await??;
-        Ok(Replaced { before, cert: identity.cert })
+        let place = move |own: &Self| {
+            own.install(&placed, (pair, bundle), &known, |own, pair| {
+                Pending::find(&own.paths).is_some_and(|pending| pending.is_of(&pair.key))
+            })
+        };
+        self.aside(place).await??;
+        Ok(Replaced { before, cert: identity.cert, key_store: identity.key_store.to_string() })
     }
 
     /// Does what keeps a thread busy, files and signatures, beside what the agent does meanwhile.
@@ -190,7 +206,8 @@ impl Deps {
         told: &mut (dyn FnMut(Step) + Send),
     ) -> Result<Replaced, RenewError> {
         told(Step::Checking);
-        let (backup, tried) = self.aside(Self::backup).await??;
+        let (placed, backup) = self.aside(|own| (own.placed(), own.backup())).await?;
+        let (backup, tried) = backup?;
         if prove {
             told(Step::Trying);
             self.shown(&tried, RenewError::unproven).await?;
@@ -198,13 +215,18 @@ impl Deps {
         told(Step::Installing);
         let (serial, received_at) = (tried.cert.serial.clone(), self.clock.now());
         let before = self.aside(move |own| {
-            let before = Pair::read(&own.paths.client_crt(), &own.paths.client_key());
-            let before = before.ok().flatten().and_then(|pair| serial_of(&pair));
-            let before = before.unwrap_or_default();
+            let before = placed.as_ref().and_then(serial_of).unwrap_or_default();
             let known = Known { serial, received_at, renewed: false, picked_at: None, before };
-            own.install(backup, None, &known).map(|()| known.before)
+            let placed = own.install(&placed, (backup, None), &known, |own, pair| {
+                own.backup().is_ok_and(|(backup, _)| backup == *pair)
+            });
+            placed.map(|()| known.before)
         });
-        Ok(Replaced { before: before.await??, cert: tried.cert })
+        Ok(Replaced {
+            before: before.await??,
+            cert: tried.cert,
+            key_store: tried.key_store.to_string(),
+        })
     }
 
     /// The backup, if there is a way back to it.
@@ -287,7 +309,8 @@ impl Deps {
             let request = own.request(&pending, &now);
             Ok((pending, request))
         });
-        let (pending, request) = asked.await??;
+        let silent = || RenewError::key(&(self.key_store)(), &"it does not answer");
+        let (pending, request) = timeout(DEVICE, asked).await.map_err(|_late| silent())???;
         let answer = hub.renew(&request).await.map_err(|e| RenewError::asked(&e))?;
         told(Step::Checking);
         let (now, offset) = (Arc::clone(current), hub.clock_offset());
@@ -298,7 +321,7 @@ impl Deps {
     fn pending(&self, agent_id: &str) -> Result<Pending, RenewError> {
         match Pending::find(&self.paths) {
             Some(pending) if !self.is_in_place(&pending) => Ok(pending),
-            _ => Pending::make(&self.paths, (&self.key_store, agent_id), self.entropy.as_ref()),
+            _ => Pending::make(&self.paths, (&(self.key_store)(), agent_id), self.entropy.as_ref()),
         }
     }
 
@@ -325,23 +348,23 @@ impl Deps {
     /// Tokens that may have keys which no file names any more, once something has changed.
     #[must_use]
     pub fn tokens(&self) -> Vec<TokenUri> {
-        client_key::tokens(&self.paths, &self.key_store)
+        client_key::tokens(&self.paths, &(self.key_store)())
     }
 
-    /// Destroys those keys. What fails is done by the next sweep: after a renewal, or daily.
+    /// Destroys those keys, and waits no longer than a device may take. What fails is done by the next
+    /// sweep: after a renewal, or daily.
     pub async fn sweep(&self, tokens: Vec<TokenUri>, agent_id: &str) {
         if tokens.is_empty() {
             return;
         }
         let agent_id = agent_id.to_owned();
         let swept = self.aside(move |own| {
-            match Lock::take(&own.paths.enrol_lock(), "jtnt-agent, removing old keys") {
-                Ok(_lock) => client_key::sweep(&tokens, &own.paths, &agent_id),
-                Err(busy) => tracing::debug!(%busy, "old keys stay for now"),
-            }
+            client_key::sweep(&tokens, &own.paths, &agent_id, client_key::Which::Unnamed)
         });
-        if let Err(error) = swept.await {
-            tracing::error!(%error, "old keys stay for now");
+        match timeout(SWEEP, swept).await {
+            Ok(Ok(failed)) => failed.iter().for_each(|error| tracing::warn!("{error}")),
+            Ok(Err(error)) => tracing::error!(%error, "old keys stay for now"),
+            Err(_late) => tracing::warn!("a token does not answer, so old keys stay for now"),
         }
     }
 
@@ -413,18 +436,30 @@ impl Deps {
         same(&identity.cert, seen.map_err(|e| otherwise(&e))?)
     }
 
+    /// The pair in place, as the files are.
+    fn placed(&self) -> Option<Pair> {
+        Pair::read(&self.paths.client_crt(), &self.paths.client_key()).ok().flatten()
+    }
+
     /// Both pairs, the authorities and what is known change places at once: see
-    /// [`identity::commit`].
+    /// [`identity::commit`]. Only if `placed` is still in place, `ours` is still so, and the pair is
+    /// still good: an enrolment may have come between, at another hub even.
     fn install(
         &self,
-        pair: Pair,
-        bundle: Option<Vec<u8>>,
+        placed: &Option<Pair>,
+        (pair, bundle): (Pair, Option<Vec<u8>>),
         known: &Known,
+        ours: impl FnOnce(&Self, &Pair) -> bool,
     ) -> Result<(), RenewError> {
         let paths = &self.paths;
         let failed = |e: io::Error| RenewError::storage("the cert was not put in place", &e);
         let _lock = Lock::take(&paths.enrol_lock(), "jtnt-agent, replacing its cert")
             .map_err(|e| RenewError::busy(&e))?;
+        if self.placed() != *placed || commit::is_pending(&paths.data_dir) || !ours(self, &pair) {
+            return Err(RenewError::overtaken());
+        }
+        identity::with_pair(paths, pair.clone(), bundle.clone())
+            .map_err(|e| RenewError::unusable(&e))?;
         let file = |target, content: Vec<u8>, mode| NewFile {
             target,
             content: content.into(),
@@ -436,7 +471,7 @@ impl Deps {
             file(paths.client_crt(), pair.crt, durable::PUBLIC),
         ];
         files.extend(bundle.map(|bundle| file(paths.ca_bundle(), bundle, durable::PUBLIC)));
-        if let Ok(Some(before)) = Pair::read(&paths.client_crt(), &paths.client_key()) {
+        if let Some(before) = placed.clone() {
             let (key, crt) = (paths.client_key_backup(), paths.client_crt_backup());
             files.push(file(key, before.key.to_vec(), durable::PRIVATE));
             files.push(file(crt, before.crt, durable::PUBLIC));

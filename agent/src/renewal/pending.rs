@@ -43,14 +43,19 @@ impl Pending {
         (store, agent_id): (&KeyStore, &str),
         entropy: &dyn Entropy,
     ) -> Result<Self, RenewError> {
-        let made = client_key::make(store, agent_id, entropy);
+        let failed = |e: io::Error| RenewError::storage("the new key was not stored", &e);
+        Self::discard(paths).map_err(failed)?;
+        let made = client_key::make(store, agent_id, &paths.client_key_pending(), entropy);
         let NewKey { file: key, csr } = made.map_err(|e| RenewError::key(store, &e))?;
-        let written = Self::discard(paths).and_then(|()| {
-            durable::replace(&paths.client_key_pending(), &key, durable::PRIVATE)?;
-            durable::replace(&paths.client_csr_pending(), csr.as_bytes(), durable::PUBLIC)
-        });
-        written.map_err(|e| RenewError::storage("the new key was not stored", &e))?;
+        durable::replace(&paths.client_key_pending(), &key, durable::PRIVATE).map_err(failed)?;
+        let csr_file = paths.client_csr_pending();
+        durable::replace(&csr_file, csr.as_bytes(), durable::PUBLIC).map_err(failed)?;
         Ok(Self { csr, key, crt: None })
+    }
+
+    /// Whether this is the key of it.
+    pub(super) fn is_of(&self, key: &[u8]) -> bool {
+        *self.key == key
     }
 
     /// The pair, once the hub has issued its certificate.

@@ -101,6 +101,29 @@ pub fn private(path: &Path) -> Result<(), String> {
     fs::symlink_metadata(path).map(drop).map_err(|e| format!("{}: {e}", path.display()))
 }
 
+/// Refuses a file that anybody but root and this process's user can change or replace: code and
+/// secrets of others.
+///
+/// # Errors
+/// When they can, or it cannot be looked at.
+#[cfg(unix)]
+pub fn untouched(path: &Path) -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let own = rustix::process::geteuid().as_raw();
+    let at = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    let real = path.canonicalize().map_err(|e| at(path, &e))?;
+    for part in path.ancestors().chain(real.ancestors()).filter(|p| p.is_absolute()) {
+        let meta = fs::metadata(part).map_err(|e| at(part, &e))?;
+        // In a folder such as /tmp nobody can replace what is not his.
+        let sticky = meta.is_dir() && meta.mode() & 0o1000 != 0;
+        let others = meta.mode() & 0o022 != 0 && !sticky;
+        if others || ![0, own].contains(&meta.uid()) {
+            return Err(at(part, &"others can change this, so it is not used"));
+        }
+    }
+    Ok(())
+}
+
 /// Creates a file that was not there, with exactly `mode` whatever the umask is.
 ///
 /// # Errors
@@ -190,7 +213,17 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     use io::Read as _;
     let mut out = Vec::new();
-    File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut out)?;
+    let mut options = OpenOptions::new();
+    options.read(true);
+    // A pipe would be waited for by whoever opens it.
+    #[cfg(unix)]
+    options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+    let file = options.open(path)?;
+    if !file.metadata()?.is_file() {
+        let why = format!("{} is no plain file", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    file.take(limit.saturating_add(1)).read_to_end(&mut out)?;
     if out.len() as u64 > limit {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,

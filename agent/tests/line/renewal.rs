@@ -13,6 +13,7 @@ use std::{
 
 use jtnt_agent::{
     domain::key_store::KeyStore,
+    enrol::{self, Options},
     hub::{HubClient, HubConfig, HubError},
     identity::{self, Identity, Pair, Paths},
     renewal::{Connect, Deps, Known, Prove, RenewError, Replaced, Step, clean_backup},
@@ -26,7 +27,7 @@ use jtnt_agent::{
 use jtnt_hub_mock::{Filter, Handle, Hub, Kind, OldCertificates, Route};
 use tempfile::TempDir;
 
-use crate::support::{Line, config};
+use crate::support::{Line, config, options};
 
 /// An enrolled agent beside its hub.
 struct Desk {
@@ -62,8 +63,15 @@ impl Desk {
             })
         });
         let connect: Connect = Arc::new(move |identity| Some(client(&url, identity)));
-        let deps =
-            Deps { paths, key_store: KeyStore::File, signer, clock, entropy, connect, prove };
+        let deps = Deps {
+            paths,
+            key_store: Arc::new(|| KeyStore::File),
+            signer,
+            clock,
+            entropy,
+            connect,
+            prove,
+        };
         Self { hub, dir, deps, cut }
     }
 
@@ -104,6 +112,16 @@ impl Desk {
 
     async fn works(&self) {
         client(&self.hub.url(), &self.identity()).jobs(std::time::Duration::ZERO).await.unwrap();
+    }
+
+    async fn enrol_again(&self) {
+        let options = Options { force: true, ..options(&self.hub, self.dir.path()).await };
+        let deps = enrol::Deps {
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+            metrics: Metrics::new("test").unwrap(),
+        };
+        enrol::enroll(options, deps).await.unwrap();
     }
 
     fn certificates(&self) -> usize {
@@ -239,6 +257,37 @@ async fn a_lost_answer_is_asked_for_again_with_the_same_key_even_where_the_old_o
         assert_eq!((sent(0).into_bytes(), sent(1)), (csr, sent(0)));
         desk.works().await;
     }
+}
+
+#[tokio::test]
+async fn an_enrolment_that_comes_between_is_not_undone() {
+    let desk = Arc::new(Desk::new().await);
+    desk.renew().await.unwrap();
+    let between = Arc::clone(&desk);
+    // While the hub is shown a certificate, the agent is enrolled anew.
+    let prove: Prove = Arc::new(move |_, _| {
+        let desk = Arc::clone(&between);
+        let runtime = tokio::runtime::Handle::current();
+        Box::pin(async move {
+            let enrolled = move || runtime.block_on(desk.enrol_again());
+            tokio::task::spawn_blocking(enrolled).await.unwrap();
+            Ok(None)
+        })
+    });
+    let deps = Deps { prove, ..desk.deps.clone() };
+    let current = Arc::new(desk.identity());
+    let hub = client(&desk.hub.url(), &current);
+    let error = deps.renew(&hub, &current, &mut |_| {}).await.unwrap_err();
+    assert_eq!(error.reason, "OVERTAKEN", "{error}");
+    let enrolled = desk.identity().cert;
+    assert_eq!(enrolled.serial, desk.hub.agents()[0].certificates.last().unwrap().serial);
+    desk.works().await;
+
+    desk.renew().await.unwrap();
+    let error = deps.roll_back(true, &mut |_| {}).await.unwrap_err();
+    assert_eq!(error.reason, "OVERTAKEN", "{error}");
+    assert_ne!(desk.identity().cert, enrolled);
+    desk.works().await;
 }
 
 #[tokio::test]

@@ -25,19 +25,7 @@ impl Line {
     pub(crate) async fn to(builder: Builder) -> Self {
         let (hub, dir) = (builder.start().await.unwrap(), TempDir::new().unwrap());
         let metrics = Metrics::new("test").unwrap();
-        let options = Options {
-            data_dir: dir.path().to_owned(),
-            hub: Address::hub(&hub.url()).unwrap(),
-            proxy: None,
-            token: hub.token().await.unwrap().into(),
-            root: RootPin::File(hub.root_file()),
-            hub_ca: None,
-            labels: BTreeMap::new(),
-            host: host_facts("0.0.0"),
-            config: None,
-            key_store: KeyStore::File,
-            force: false,
-        };
+        let options = options(&hub, dir.path()).await;
         let deps = Deps {
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
@@ -73,5 +61,21 @@ pub(crate) fn config(url: &str, identity: &Identity, metrics: &Metrics) -> HubCo
         breaker_failures: 5,
         metrics: metrics.clone(),
         clock: Arc::new(SystemClock),
+    }
+}
+
+pub(crate) async fn options(hub: &Handle, dir: &std::path::Path) -> Options {
+    Options {
+        data_dir: dir.to_owned(),
+        hub: Address::hub(&hub.url()).unwrap(),
+        proxy: None,
+        token: hub.token().await.unwrap().into(),
+        root: RootPin::File(hub.root_file()),
+        hub_ca: None,
+        labels: BTreeMap::new(),
+        host: host_facts("0.0.0"),
+        config: None,
+        key_store: KeyStore::File,
+        force: false,
     }
 }

@@ -186,10 +186,10 @@ fn replacement(step: Step) -> pb::Replacement {
     pb::Replacement { step, message, ..pb::Replacement::default() }
 }
 
-fn done(Replaced { before, cert }: Replaced) -> pb::Replacement {
+fn done(Replaced { before, cert, key_store }: Replaced) -> pb::Replacement {
     pb::Replacement {
         step: ReplacementStep::Done.into(),
-        message: format!("the cert {} counts now", cert.serial),
+        message: format!("the cert {} counts now, its key kept in {key_store}", cert.serial),
         before,
         serial: cert.serial,
         not_after: Some(convert::time(cert.not_after)),

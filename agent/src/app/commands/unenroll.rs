@@ -1,12 +1,14 @@
 //! `unenroll`: the identity goes, what proves the past stays.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use jtnt_proto::{
     audit::{Event, Status},
     identity::agent_id,
 };
 use jtntctl::{Exit, Failure, Io};
+
+use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{config::failure, print};
 use crate::{
@@ -17,6 +19,9 @@ use crate::{
     identity::{self, Paths, client_key},
     runtime::durable,
 };
+
+/// How long the keeper of a key may take.
+const DEVICE: Duration = Duration::from_secs(10);
 
 pub(in crate::app) async fn run(path: PathBuf, io: &mut Io) -> Result<Exit, Failure> {
     let config = load_or_default(&path).map_err(|e| failure(&e))?;
@@ -38,7 +43,6 @@ pub(in crate::app) async fn run(path: PathBuf, io: &mut Io) -> Result<Exit, Fail
     recorded.map_err(|e| Failure::new(Exit::Io, "record that the agent leaves", e.to_string()))?;
     let tokens = client_key::tokens(&paths, &core.base.config.key_store);
     identity::remove(&paths).map_err(|e| of_io("remove the identity", &e))?;
-    client_key::sweep(&tokens, &paths, &agent_id);
     durable::remove(&core.base.config.paths().policy())
         .map_err(|e| of_io("remove the policy", &e))?;
     let exists = path.exists();
@@ -46,9 +50,18 @@ pub(in crate::app) async fn run(path: PathBuf, io: &mut Io) -> Result<Exit, Fail
         durable::replace(&path, &without, durable::mode_of(&path))
             .map_err(|e| of_io(&format!("write {}", path.display()), &e))?;
     }
-    let kept = paths.data_dir.display();
+    let kept = paths.data_dir.display().to_string();
     let config =
         if exists { format!("\n{}: hub_url removed", path.display()) } else { String::new() };
     let stays = format!("The audit log and its key stay below {kept}.");
-    print(io, &format!("This agent has left its hub. {stays}{config}\n"))
+    print(io, &format!("This agent has left its hub. {stays}{config}\n"))?;
+    // Last, for a device may not answer.
+    let sweep =
+        move || client_key::sweep(&tokens, &paths, &agent_id, client_key::Which::OfOneThatLeaves);
+    match timeout(DEVICE, spawn_blocking(sweep)).await {
+        Ok(Ok(failed)) if failed.is_empty() => Ok(Exit::Done),
+        Ok(Ok(failed)) => Err(Failure::new(Exit::Io, "destroy its keys", failed.join("; "))),
+        Ok(Err(error)) => Err(Failure::new(Exit::Io, "destroy its keys", error.to_string())),
+        Err(_late) => Err(Failure::new(Exit::Io, "destroy its keys", "a token does not answer")),
+    }
 }

@@ -16,12 +16,12 @@ pub(super) mod token {
         Err(super::absent("pkcs11", uri))
     }
 
-    pub(in super::super) fn sweep(
-        token: &TokenUri,
-        _: &str,
-        _: &[Vec<u8>],
-    ) -> Result<usize, String> {
+    pub(in super::super) fn list(token: &TokenUri, _: &str) -> Result<Vec<Vec<u8>>, String> {
         Err(super::absent("pkcs11", token))
+    }
+
+    pub(in super::super) fn destroy(key: &TokenUri) -> Result<usize, String> {
+        Err(super::absent("pkcs11", key))
     }
 }
 

@@ -10,7 +10,11 @@ mod token;
 #[cfg(feature = "tpm2")]
 mod tpm;
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey,
@@ -28,12 +32,13 @@ use super::tls;
 use crate::{
     domain::key_store::{KeyStore, TokenUri},
     runtime::{
+        durable,
         entropy::{Entropy, seed},
         signer::TlsSigner,
     },
 };
 
-pub use sweep::{sweep, tokens};
+pub use sweep::{Which, abandon, sweep, tokens};
 
 /// Of the id of a key in a token: no two are alike.
 const ID_BYTES: usize = 16;
@@ -87,11 +92,17 @@ impl fmt::Debug for NewKey {
     }
 }
 
-/// Makes a key (ECDSA P-256) for this agent. Blocks, as long as the store takes.
+/// Makes a key (ECDSA P-256) for this agent. Blocks, as long as the store takes. A key in a token is
+/// named in the file `intent` before it is there, so that no sweep ever takes it for an old one.
 ///
 /// # Errors
 /// When none can be made.
-pub fn make(store: &KeyStore, agent_id: &str, entropy: &dyn Entropy) -> Result<NewKey, String> {
+pub fn make(
+    store: &KeyStore,
+    agent_id: &str,
+    intent: &Path,
+    entropy: &dyn Entropy,
+) -> Result<NewKey, String> {
     match store {
         KeyStore::File => {
             let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| e.to_string())?;
@@ -102,6 +113,8 @@ pub fn make(store: &KeyStore, agent_id: &str, entropy: &dyn Entropy) -> Result<N
         KeyStore::Pkcs11(uri) => {
             let id = seed(entropy).map_err(|e| e.to_string())?;
             let uri = uri.key(agent_id, id.get(..ID_BYTES).unwrap_or_default().to_vec());
+            durable::replace(intent, format!("{uri}\n").as_bytes(), durable::PRIVATE)
+                .map_err(|e| format!("{}: {e}", intent.display()))?;
             NewKey::of(token::make(&uri)?, agent_id)
         }
     }
@@ -157,7 +170,11 @@ impl Kept {
         let line = file.split(|b| *b == b'\n').next().unwrap_or_default();
         let Ok(line) = std::str::from_utf8(line) else { return Ok(Self::Here) };
         if line.starts_with("pkcs11:") {
-            return line.parse().map(Self::InToken);
+            let uri: TokenUri = line.parse()?;
+            if uri.object.is_none() || uri.id.is_none() {
+                return Err("the URI names no key: object and id are missing".to_owned());
+            }
+            return Ok(Self::InToken(uri));
         }
         match line.strip_prefix("tpm2:") {
             Some(device) => Ok(Self::ByTpm(device.into())),

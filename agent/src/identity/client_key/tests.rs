@@ -9,7 +9,9 @@ fn refused(file: &str) -> String {
 
 #[test]
 fn a_key_in_a_file_fits_its_own_certificate_alone() {
-    let make = || make(&KeyStore::File, "agent", SeededEntropy::new(1).as_ref()).unwrap();
+    let make = || {
+        make(&KeyStore::File, "agent", Path::new("/none"), SeededEntropy::new(1).as_ref()).unwrap()
+    };
     let (made, other) = (make(), make());
     let params = CertificateParams::new(vec!["agent".to_owned()]).unwrap();
     let key = KeyPair::from_pem(std::str::from_utf8(&made.file).unwrap()).unwrap();
@@ -49,7 +51,9 @@ fn a_build_without_a_feature_names_it() {
     assert!(refused("tpm2:/dev/tpmrm0\n").contains("feature tpm2"));
     for (store, feature) in [("tpm2", "tpm2"), ("pkcs11:token=a?module-path=/m.so", "pkcs11")] {
         let store = store.parse().unwrap();
-        let why = make(&store, "agent", SeededEntropy::new(1).as_ref()).unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let intent = dir.path().join("intent");
+        let why = make(&store, "agent", &intent, SeededEntropy::new(1).as_ref()).unwrap_err();
         assert!(why.contains(feature), "{why}");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls_pki_types::{SubjectPublicKeyInfoDer, pem::PemObject as _};
 use x509_parser::{prelude::FromDer as _, x509::SubjectPublicKeyInfo};
 
-pub(super) use crate::platform::keys::token::sweep;
+pub(super) use crate::platform::keys::token::{destroy, list};
 
 use super::held;
 use crate::{

@@ -1,11 +1,10 @@
 //! Keys in a token behind PKCS#11: they are made there, sign there and end there.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use cryptoki::{
@@ -26,33 +25,35 @@ use crate::{domain::key_store::TokenUri, runtime::durable};
 /// OID of P-256 in DER (RFC 5480, 2.1.1.1).
 const P256: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 const MAX_PIN_BYTES: u64 = 256;
+/// Other tokens that a message names.
+const MOST_TOLD: usize = 8;
 
-/// A maker's library, initialised once in a process as PKCS#11 asks (5.4), and PINs that were wrong:
-/// a token locks itself for good after a few.
-struct Module {
-    context: Pkcs11,
-    wrong: Mutex<BTreeMap<String, Hash>>,
-}
+/// PINs of one token that were wrong; beyond these none is tried any more.
+const MOST_WRONG: usize = 2;
 
-fn module(path: &Path) -> Result<Arc<Module>, String> {
-    static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new());
-    let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(module) = modules.get(path) {
-        return Ok(Arc::clone(module));
+/// A maker's library, initialised once in a process as PKCS#11 asks (5.4). The caller has its turn, so
+/// that nobody else loads it meanwhile.
+fn module(path: &Path, _turn: &Turn) -> Result<Pkcs11, String> {
+    static MODULES: Mutex<BTreeMap<PathBuf, Pkcs11>> = Mutex::new(BTreeMap::new());
+    let modules = || MODULES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(module) = modules().get(path) {
+        return Ok(module.clone());
     }
     let at = |e: &dyn fmt::Display| format!("{}: {e}", path.display());
-    let meta = path.metadata().map_err(|e| at(&e))?;
-    if meta.mode() & 0o022 != 0 {
-        return Err(at(&"others can change this library, so it is not loaded"));
-    }
+    durable::untouched(path)?;
     let context = Pkcs11::new(path).map_err(|e| at(&e))?;
     match context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
         Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) | Ok(()) => {}
         Err(e) => return Err(at(&e)),
     }
-    let module = Arc::new(Module { context, wrong: Mutex::default() });
-    modules.insert(path.to_owned(), Arc::clone(&module));
-    Ok(module)
+    modules().insert(path.to_owned(), context.clone());
+    Ok(context)
+}
+
+/// PINs that were wrong, by the token's serial: a token locks itself for good after a few.
+fn wrong() -> MutexGuard<'static, BTreeMap<String, BTreeSet<Hash>>> {
+    static WRONG: Mutex<BTreeMap<String, BTreeSet<Hash>>> = Mutex::new(BTreeMap::new());
+    WRONG.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A token that is being used.
@@ -79,12 +80,12 @@ impl Open {
         session: fn(&Pkcs11, Slot) -> Result<Session, Error>,
     ) -> Result<Self, String> {
         let turn = Turn::take(&uri.module)?;
-        let module = module(&uri.module)?;
-        let (slot, info) = find(&module.context, uri)?;
-        let session = session(&module.context, slot);
+        let module = module(&uri.module, &turn)?;
+        let (slot, info) = find(&module, uri)?;
+        let session = session(&module, slot);
         let session = session.map_err(failed("the token opens no session"))?;
         if info.login_required() {
-            log_in(&module, &session, &info, uri.pin.as_deref())?;
+            log_in(&session, &info, uri.pin.as_deref())?;
         }
         Ok(Self { session, _turn: turn })
     }
@@ -130,10 +131,30 @@ impl Open {
         }
     }
 
+    /// Label and id of an object.
+    fn named(&self, object: ObjectHandle) -> Result<(String, Vec<u8>), String> {
+        let read = self.session.get_attributes(object, &[AttributeType::Label, AttributeType::Id]);
+        let (mut label, mut id) = (String::new(), Vec::new());
+        for attribute in read.map_err(failed("the token does not tell what a key is called"))? {
+            if let Attribute::Label(found) = &attribute {
+                label = String::from_utf8_lossy(found).into_owned();
+            }
+            if let Attribute::Id(found) = attribute {
+                id = found;
+            }
+        }
+        Ok((label, id))
+    }
+
     fn destroy(&self, uri: &TokenUri) -> Result<usize, String> {
         let mut gone = 0;
         for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
             for object in self.objects(class, uri)? {
+                // What a token finds is not taken for what was looked for.
+                let (label, id) = self.named(object)?;
+                if uri.object.as_ref() != Some(&label) || uri.id.as_ref() != Some(&id) {
+                    return Err("the token finds other keys than it was asked for".to_owned());
+                }
                 let destroyed = self.session.destroy_object(object);
                 destroyed.map_err(failed("the token does not destroy an old key"))?;
                 gone += 1;
@@ -146,7 +167,7 @@ impl Open {
 /// The one token that the URI names.
 fn find(context: &Pkcs11, uri: &TokenUri) -> Result<(Slot, TokenInfo), String> {
     let slots = context.get_slots_with_initialized_token();
-    let mut found = Vec::new();
+    let (mut found, mut others) = (Vec::new(), Vec::new());
     for slot in slots.map_err(failed("no token can be found"))? {
         let Ok(info) = context.get_token_info(slot) else { continue };
         let is = |wanted: &Option<String>, there: &str| {
@@ -159,10 +180,17 @@ fn find(context: &Pkcs11, uri: &TokenUri) -> Result<(Slot, TokenInfo), String> {
             && uri.slot.is_none_or(|wanted| wanted == slot.id())
         {
             found.push((slot, info));
+        } else if others.len() < MOST_TOLD {
+            others.push(format!("{:?}", info.label().trim_end()));
         }
     }
     match (found.pop(), found.len()) {
-        (None, _) => Err(format!("no token is there that is {}", uri.store())),
+        (None, _) => Err(format!(
+            "no token is there that is {}; there are: {}. Does the library find its settings in \
+             the environment of this process?",
+            uri.store(),
+            if others.is_empty() { "none".to_owned() } else { others.join(", ") }
+        )),
         (Some(one), 0) => Ok(one),
         (Some(_), more) => {
             Err(format!("{} tokens are {}; name one of them by its serial", more + 1, uri.store()))
@@ -170,12 +198,7 @@ fn find(context: &Pkcs11, uri: &TokenUri) -> Result<(Slot, TokenInfo), String> {
     }
 }
 
-fn log_in(
-    module: &Module,
-    session: &Session,
-    info: &TokenInfo,
-    pin: Option<&Path>,
-) -> Result<(), String> {
+fn log_in(session: &Session, info: &TokenInfo, pin: Option<&Path>) -> Result<(), String> {
     if info.user_pin_locked() {
         return Err(
             "the token is locked after wrong PINs; its security officer opens it".to_owned()
@@ -193,13 +216,20 @@ fn log_in(
         };
     };
     durable::private(path)?;
+    durable::untouched(path)?;
     let at = |e: &dyn fmt::Display| format!("{}: {e}", path.display());
     let pin = Zeroizing::new(durable::read(path, MAX_PIN_BYTES).map_err(|e| at(&e))?);
     let pin = std::str::from_utf8(&pin).map_err(|e| at(&e))?.trim_end_matches(['\n', '\r']);
     let (token, hash) = (info.serial_number().to_owned(), Hash::of(pin.as_bytes()));
-    let mut wrong = module.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-    if wrong.get(&token) == Some(&hash) {
+    let tried = wrong().get(&token).cloned().unwrap_or_default();
+    if tried.contains(&hash) {
         return Err(at(&"this PIN was wrong before, and is not tried again; write the right one"));
+    }
+    if tried.len() >= MOST_WRONG {
+        return Err(at(
+            &"two PINs were wrong before, so no other is tried; write the right one, and \
+                        restart the agent",
+        ));
     }
     if info.user_pin_final_try() {
         return Err(at(
@@ -208,8 +238,17 @@ fn log_in(
         ));
     }
     match login(Some(&AuthPin::from(pin))) {
-        Err(e @ Error::Pkcs11(RvError::PinIncorrect | RvError::PinLenRange, _)) => {
-            wrong.insert(token, hash);
+        Err(
+            e @ Error::Pkcs11(
+                RvError::PinIncorrect
+                | RvError::PinInvalid
+                | RvError::PinLenRange
+                | RvError::PinExpired
+                | RvError::PinLocked,
+                _,
+            ),
+        ) => {
+            wrong().entry(token).or_default().insert(hash);
             Err(at(&e))
         }
         other => other.map_err(failed("the token lets nobody in")),
@@ -263,25 +302,29 @@ pub fn sign(key: &TokenUri, sha256: &[u8; 32]) -> Result<Signature, String> {
         .map_err(|_longer| format!("the token signed with {} bytes, not 64", signed.len()))
 }
 
-/// Destroys the keys of this label but those of these ids; how many objects went.
+/// The ids of the keys of this label.
 ///
 /// # Errors
-/// When the token is not there, lets nobody in, or does not destroy one.
-pub fn sweep(store: &TokenUri, label: &str, kept: &[Vec<u8>]) -> Result<usize, String> {
-    let open = Open::to_change(store)?;
-    let mut old = Vec::new();
+/// When the token is not there, lets nobody in, or does not tell.
+pub fn list(store: &TokenUri, label: &str) -> Result<Vec<Vec<u8>>, String> {
+    let open = Open::to_sign(store)?;
     let labelled = TokenUri { object: Some(label.to_owned()), id: None, ..store.clone() };
+    let mut ids = Vec::new();
     for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
         for object in open.objects(class, &labelled)? {
-            let read = open.session.get_attributes(object, &[AttributeType::Id]);
-            let read = read.map_err(failed("the token does not tell a key's id"))?;
-            if let Some(Attribute::Id(id)) = read.into_iter().next()
-                && !kept.contains(&id)
-                && !old.contains(&id)
-            {
-                old.push(id);
+            let (found, id) = open.named(object)?;
+            if found == label && !ids.contains(&id) {
+                ids.push(id);
             }
         }
     }
-    old.into_iter().map(|id| open.destroy(&store.key(label, id))).sum()
+    Ok(ids)
+}
+
+/// Destroys this key; how many objects went.
+///
+/// # Errors
+/// When the token is not there, lets nobody in, or does not destroy it.
+pub fn destroy(key: &TokenUri) -> Result<usize, String> {
+    Open::to_change(key)?.destroy(key)
 }

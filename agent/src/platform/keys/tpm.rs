@@ -28,6 +28,7 @@ use tpm2_protocol::{
 };
 
 use super::{Point, Signature, turn::Turn};
+use crate::runtime::clock::{Clock as _, SystemClock};
 
 /// How long a TPM behind a socket may take; the kernel bounds the machine's own.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -204,8 +205,11 @@ impl Tpm {
     fn open(path: &Path) -> Result<Self, String> {
         let at = |e: io::Error| format!("no TPM at {}: {e}", path.display());
         let turn = Turn::take(path)?;
-        let socket = path.metadata().map_err(at)?.file_type().is_socket();
-        let device: Box<dyn Device> = if socket {
+        let kind = path.metadata().map_err(at)?.file_type();
+        if !kind.is_socket() && !kind.is_char_device() {
+            return Err(format!("{} is no device of a TPM, and no socket", path.display()));
+        }
+        let device: Box<dyn Device> = if kind.is_socket() {
             let stream = UnixStream::connect(path).map_err(at)?;
             stream.set_read_timeout(Some(PATIENCE)).map_err(at)?;
             stream.set_write_timeout(Some(PATIENCE)).map_err(at)?;
@@ -270,6 +274,11 @@ impl Tpm {
         let response = TpmResponse::cast(&answer).map_err(|e| failed(&e))?;
         match response.rc().map_err(|e| failed(&e))? {
             TpmRc::Fmt0(TpmRcBase::Success) => response.unmarshal().map_err(|e| failed(&e)),
+            TpmRc::Warn(TpmRcBase::ObjectMemory) => Err(
+                "the TPM is full of keys that others loaded and left; a socket without a resource \
+                 manager keeps them until its TPM starts again"
+                    .to_owned(),
+            ),
             rc @ (TpmRc::Fmt0(_) | TpmRc::Fmt1(_) | TpmRc::Warn(_)) => Err(failed(&rc)),
         }
     }
@@ -280,7 +289,11 @@ impl Tpm {
         self.device.write_all(command)?;
         let mut answer = vec![0; TPM_MAX_COMMAND_SIZE];
         let mut have = 0;
+        let begun = SystemClock.uptime();
         loop {
+            if SystemClock.uptime().saturating_sub(begun) > PATIENCE {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             let rest = answer.get_mut(have..).unwrap_or_default();
             let n = match self.device.read(rest) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
