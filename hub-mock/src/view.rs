@@ -164,6 +164,19 @@ pub struct CertificateView {
 }
 
 impl AgentView {
+    /// The authority of the certificate that its last heartbeat came with; where none came since the
+    /// hub started, of the newest that it has come with.
+    #[must_use]
+    pub fn authority(&self) -> Option<u32> {
+        let said = self.heartbeat.as_ref().map(|said| &said.certificate_serial);
+        let mut newest = self.certificates.iter().rev();
+        let certificate = match said {
+            Some(serial) => newest.find(|c| c.serial == *serial),
+            None => newest.find(|c| c.used),
+        };
+        certificate.map(|c| c.authority)
+    }
+
     pub(crate) fn of(
         id: &str,
         agent: &Agent,

@@ -148,3 +148,24 @@ async fn an_answer_that_drips_is_given_up() {
     let ran = site.enrol_with(&token, &site.hub.root_file(), &[]).await;
     refused(&site, &before, &ran, &["no answer within 30 s", "HUB_TIMEOUT"]);
 }
+
+#[tokio::test]
+async fn an_enrolment_without_a_root_needs_one_from_before() {
+    let mut site = Site::new(Hub::builder()).await;
+    let token = site.token_file(&site.hub.token().await.unwrap());
+    let again = ["enroll", "--force", "--token-file", token.to_str().unwrap()];
+    let ran = site.home.agent(&again).await.unwrap().exits(2).unwrap();
+    assert!(ran.stderr.contains("no hub is configured"), "{}", ran.stderr);
+    let url = site.hub.url();
+    let hub = [&again[..], &["--hub", &url]].concat();
+    let ran = site.home.agent(&hub).await.unwrap().exits(2).unwrap();
+    assert!(ran.stderr.contains("there is no root of roles"), "{}", ran.stderr);
+    site.enrol().await;
+    let token = site.token_file(&site.hub.token().await.unwrap());
+    let again = ["enroll", "--token-file", token.to_str().unwrap()];
+    site.home.agent(&again).await.unwrap().exits(2).unwrap();
+    let again = [&again[..], &["--force"]].concat();
+    let ran = site.home.agent(&again).await.unwrap().exits(0).unwrap();
+    assert!(ran.stdout.contains("from outside the hub"), "{}", ran.stdout);
+    assert_eq!(site.hub.agents().len(), 1);
+}

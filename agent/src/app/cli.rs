@@ -68,9 +68,9 @@ pub(super) enum Command {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Enroll {
-    /// The hub, https://HOST[:PORT]
+    /// The hub, https://HOST[:PORT]; hub_url of the configuration if not given
     #[arg(long, value_name = "URL")]
-    pub(super) hub: String,
+    pub(super) hub: Option<String>,
     /// One-time token; others can see it in the list of processes, so prefer --token-file
     #[arg(long, value_name = "T", conflicts_with = "token_file")]
     pub(super) token: Option<String>,
@@ -96,9 +96,10 @@ pub(super) struct Enroll {
     pub(super) force: bool,
 }
 
-/// Where the root of roles comes from: never from the hub's word alone, but for trials.
+/// Where the root of roles comes from: never from the hub's word alone, but for trials. An agent that
+/// enrolls again keeps the one that it has, if not told otherwise.
 #[derive(Debug, Clone, Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub(super) struct Root {
     /// The root of roles, from the hub's operator
     #[arg(long, value_name = "FILE")]
@@ -168,9 +169,8 @@ mod tests {
     }
 
     #[test]
-    fn a_root_must_come_from_somewhere() {
+    fn a_root_comes_from_one_place() {
         let enroll = ["jtnt-agent", "enroll", "--hub", "https://h", "--token", "t"];
-        assert!(Cli::try_parse_from(enroll).is_err());
         let with = |more: &[&'static str]| Cli::try_parse_from(enroll.iter().chain(more));
         assert!(with(&["--root", "f"]).is_ok());
         assert!(with(&["--root", "f", "--trust-hub-root"]).is_err());

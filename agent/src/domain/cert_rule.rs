@@ -37,7 +37,8 @@ impl Certificate {
     /// How long we have it: hubs date the beginning back, for clocks that are late.
     #[must_use]
     pub fn life(&self) -> SignedDuration {
-        let from = self.received_at.map_or(self.not_before, |at| at.max(self.not_before));
+        let received = self.received_at.filter(|at| *at <= self.not_after);
+        let from = received.map_or(self.not_before, |at| at.max(self.not_before));
         from.duration_until(self.not_after).max(SignedDuration::ZERO)
     }
 }
@@ -94,7 +95,7 @@ pub fn plan(certificate: &Certificate, asked: Asked, now: Timestamp) -> Plan {
         let latest = later(not_after, -(life / 10));
         (picked.min(latest), Rule::HubWindow, "the hub suggested a window".to_owned())
     } else if life < SHORT_LIFE {
-        let received = certificate.received_at.filter(|at| *at <= now).unwrap_or(not_before);
+        let received = certificate.received_at.filter(|at| *at <= not_after).unwrap_or(not_before);
         let (part, words) =
             if life < VERY_SHORT_LIFE { (life / 2, "half") } else { (life * 2 / 3, "two thirds") };
         let why = format!("it lives {}: renewed after {words} of that", span(life));
@@ -106,8 +107,8 @@ pub fn plan(certificate: &Certificate, asked: Asked, now: Timestamp) -> Plan {
     // No renewal brings another certificate of a dropped authority, so that is no loop.
     let is_urgent = asked == Asked::Force || rule == Rule::AuthorityDropped;
     // A hub that hands out certificates that are due at once must not keep us renewing.
-    // A renewal that is yet to come tells of a clock that was wrong.
-    let last = certificate.last_renewal.filter(|last| *last <= now);
+    // What came after its end tells of a clock that was wrong.
+    let last = certificate.last_renewal.filter(|last| *last <= not_after);
     match last.map(|last| later(last, life / 3)) {
         Some(earliest) if earliest > renew_at && !is_urgent => {
             let why = format!("{why}, but not within a third of its life after the last renewal");
@@ -243,6 +244,13 @@ mod tests {
         assert!(is_due(&planned(&certificate), false, now));
         let last_renewal = Some(at("2026-01-01T00:00:00Z"));
         assert!(is_due(&planned(&Certificate { last_renewal, ..certificate }), false, now));
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_once_puts_nothing_off_for_ever() {
+        let absurd = Some(at("9998-01-01T00:00:00Z"));
+        let certificate = Certificate { last_renewal: absurd, received_at: absurd, ..of_days(30) };
+        assert!(planned(&certificate).1 <= "2026-01-31".to_owned(), "{:?}", planned(&certificate));
     }
 
     #[test]

@@ -143,6 +143,8 @@ pub struct Facts {
     pub enrolled: Enrolled,
     /// Validity of the client certificate: from, to.
     pub certificate: Option<(Timestamp, Timestamp)>,
+    /// Another certificate is used than the one in place, which is broken.
+    pub makeshift: bool,
     /// Why the hub refuses to talk to this agent at all: its reason for the last heartbeat.
     pub refused: Option<String>,
     /// Since the last heartbeat that the hub answered.
@@ -217,6 +219,11 @@ pub fn certificate(facts: &Facts) -> Check {
     };
     let (status, message) = match facts.refused.as_deref().and_then(refused) {
         Some(message) => (Mark::Fail, message.to_owned()),
+        None if facts.makeshift && status == Mark::Pass => {
+            let message = "the certificate in place is broken, and another is used; type: \
+                           jtnt-agent cert check";
+            (Mark::Warn, message.to_owned())
+        }
         None => (status, message),
     };
     Check { expires_in_days: Some(days), ..check(status, message) }
@@ -226,21 +233,21 @@ pub fn certificate(facts: &Facts) -> Check {
 fn refused(reason: &str) -> Option<&'static str> {
     Some(match reason {
         "CERTIFICATE_REVOKED" => {
-            "REVOKED: the hub has revoked the certificate; type: jtnt-agent enroll --force"
+            "REVOKED: the hub has revoked the certificate; type: jtnt-agent enroll --force --token-file FILE"
         }
         "CERTIFICATE_EXPIRED" => {
             "NEEDS_REENROLL: the certificate has expired, and the hub has not renewed it yet; if it \
-             does not, type: jtnt-agent enroll --force"
+             does not, type: jtnt-agent enroll --force --token-file FILE"
         }
         "CLIENT_CERT_REFUSED" => {
-            "NEEDS_REENROLL: the hub refuses this certificate in TLS; type: jtnt-agent enroll --force"
+            "NEEDS_REENROLL: the hub refuses this certificate in TLS; type: jtnt-agent enroll --force --token-file FILE"
         }
         "CERTIFICATE_UNKNOWN" | "AGENT_UNKNOWN" => {
-            "NEEDS_REENROLL: the hub does not know this certificate; type: jtnt-agent enroll --force"
+            "NEEDS_REENROLL: the hub does not know this certificate; type: jtnt-agent enroll --force --token-file FILE"
         }
         "CERTIFICATE_REPLACED" => {
-            "NEEDS_REENROLL: the hub takes only a newer certificate, which is not here; type: \
-             jtnt-agent cert renew --force, or jtnt-agent enroll --force"
+            "NEEDS_REENROLL: the hub takes only a newer certificate; if that is the backup, type: \
+             jtnt-agent cert rollback, else: jtnt-agent enroll --force --token-file FILE"
         }
         _ => return None,
     })

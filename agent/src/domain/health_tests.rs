@@ -12,6 +12,7 @@ fn well() -> Facts {
         zone: TimeZone::UTC,
         enrolled: Enrolled::Yes,
         certificate: Some((at("2025-12-16T00:00:00Z"), at("2026-12-16T10:30:00.4Z"))),
+        makeshift: false,
         refused: None,
         heartbeat_age: Some(Duration::from_secs(30)),
         uptime: Duration::from_secs(3600),

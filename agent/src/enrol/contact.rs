@@ -10,7 +10,7 @@ use super::{Deps, EnrolError, HubCa, Options, RootPin};
 use crate::{
     hub::{HubClient, HubConfig, HubError},
     identity::{
-        RootSource,
+        Paths, RootSource, root_source,
         tls::{CaPin, Trust, client_config},
         x509::certificates,
     },
@@ -40,6 +40,13 @@ impl Contact {
     pub(super) async fn make(options: &Options, deps: &Deps) -> Result<Self, EnrolError> {
         let by_flag = options.hub_ca.as_ref().map(trust_of).transpose()?;
         let (keyring, root, source) = match &options.root {
+            RootPin::Kept => {
+                let paths = Paths { data_dir: options.data_dir.clone() };
+                let path = paths.root();
+                let root = read(&path).map_err(|e| EnrolError::root_file(&path, &e))?;
+                let source = root_source(&paths).map_err(|e| EnrolError::key(&e))?;
+                (whole(&root)?, root, source)
+            }
             RootPin::File(path) => {
                 let root = read(path).map_err(|e| EnrolError::root_file(path, &e))?;
                 (whole(&root)?, root, RootSource::Pinned)

@@ -83,6 +83,8 @@ pub struct Options {
 /// Where the root of roles comes from.
 #[derive(Debug, Clone)]
 pub enum RootPin {
+    /// From the enrolment before, whose word on where it came from stays.
+    Kept,
     /// A file that came by another way than the hub.
     File(PathBuf),
     /// The SHA-256 of such a file; the file itself is fetched from the hub.

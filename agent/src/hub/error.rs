@@ -201,7 +201,7 @@ impl Fault {
                 Step::ClientCertificate,
                 CLIENT_CERT_REFUSED,
                 format!("the hub refuses this agent's client cert: {alert:?}"),
-                "enrol again: jtnt-agent enroll --force",
+                "enrol again: jtnt-agent enroll --force --token-file FILE",
             ),
             Tls::AlertReceived(Alert::ProtocolVersion | Alert::HandshakeFailure)
             | Tls::PeerIncompatible(_) => (
@@ -221,7 +221,7 @@ impl Fault {
                 "CLIENT_KEY",
                 why.to_string(),
                 "see that its token or TPM is there and lets the agent in; if the key is lost, enrol \
-                 again: jtnt-agent enroll --force",
+                 again: jtnt-agent enroll --force --token-file FILE",
             ),
             other => (
                 Step::Tls,

@@ -117,7 +117,7 @@ fn judged(answer: Result<(), HubError>) -> (Seen, Seen) {
                 "CERTIFICATE_REPLACED" => {
                     "go back to the newer one, if that is the backup: jtnt-agent cert rollback"
                 }
-                _ => "enrol again: jtnt-agent enroll --force",
+                _ => "enrol again: jtnt-agent enroll --force --token-file FILE",
             };
             let message = format!("the hub refuses this agent's client cert: {detail}");
             let refused = fault(Step::ClientCertificate, CLIENT_CERT_REFUSED, message, advice);

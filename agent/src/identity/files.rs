@@ -183,7 +183,7 @@ pub(super) fn others(paths: &Paths, pair: Pair) -> Result<Files, IdentityError> 
     })
 }
 
-fn source(paths: &Paths) -> Result<Source, IdentityError> {
+pub(super) fn source(paths: &Paths) -> Result<Source, IdentityError> {
     let source = bytes(&paths.source())?;
     json::from_slice(&source)
         .map_err(|e| IdentityError::Unusable(format!("{}: {e}", paths.source().display())))

@@ -31,12 +31,13 @@ pub fn inspect(paths: &Paths) -> Inspection {
             let chain_ok = !identity.cert.authority_dropped;
             let dropped = "the root of roles no longer names the authority that issued it; it is \
                            renewed as soon as the hub lets it";
+            let dropped = (!chain_ok).then(|| dropped.to_owned());
             Inspection {
                 info: Some(identity.cert),
                 chain_ok,
                 key_matches: true,
                 key_store: Some(identity.key_store),
-                problems: if chain_ok { Vec::new() } else { vec![dropped.to_owned()] },
+                problems: identity.makeshift.into_iter().chain(dropped).collect(),
             }
         }
         Err(fault @ IdentityError::NotEnrolled) => {

@@ -47,6 +47,8 @@ pub struct Identity {
     pub tls: Arc<rustls::ClientConfig>,
     /// Where the key for it is.
     pub key_store: KeyStore,
+    /// Why another pair than the one in place is used, where that is so.
+    pub makeshift: Option<String>,
     /// What opens secrets of jobs; an enrolment of an older version made none.
     pub seal: Option<Arc<SealKey>>,
 }
@@ -134,8 +136,9 @@ pub(crate) fn load_placed(paths: &Paths, machine: Option<Hash>) -> Result<Identi
         let Ok(files) = files::others(paths, pair) else { break };
         not_a_clone(paths, &files, machine)?;
         if let Ok(identity) = assemble(paths, &files) {
-            tracing::error!("{why}; the {what} pair of cert and key is used meanwhile");
-            return Ok(identity);
+            let makeshift = format!("{why}; the {what} pair of cert and key is used meanwhile");
+            tracing::error!("{makeshift}");
+            return Ok(Identity { makeshift: Some(makeshift), ..identity });
         }
     }
     Err(why)
@@ -155,6 +158,14 @@ fn not_a_clone(
         ))),
         _ => Ok(()),
     }
+}
+
+/// Where the root in place came from.
+///
+/// # Errors
+/// As [`IdentityError`].
+pub fn root_source(paths: &Paths) -> Result<RootSource, IdentityError> {
+    files::source(paths).map(|source| source.root_source)
 }
 
 /// Pairs beside the one in place, the newest first.
@@ -268,7 +279,8 @@ fn assemble(paths: &Paths, files: &files::Files) -> Result<Identity, Flaw> {
         .map_err(|why| unusable(paths.ca_bundle(), why))?;
     let seal = seal::open(paths).map_err(told)?.map(Arc::new);
     let root_source = files.source.root_source;
-    Ok(Identity { agent_id: id, cert, keyring, root_source, tls, key_store, seal })
+    let makeshift = None;
+    Ok(Identity { agent_id: id, cert, keyring, root_source, tls, key_store, makeshift, seal })
 }
 
 /// Forgets other pairs than the one in place, and what is known of that: it is another identity's.
@@ -305,7 +317,7 @@ pub fn remove(paths: &Paths) -> io::Result<()> {
     forget_others(paths)
 }
 
-const ENROL_AGAIN: &str = "jtnt-agent enroll --force";
+const ENROL_AGAIN: &str = "jtnt-agent enroll --force --token-file FILE";
 
 /// The authorities of an identity.
 struct Anchors {

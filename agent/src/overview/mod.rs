@@ -144,6 +144,7 @@ impl Overview {
             zone: s.zone.clone(),
             enrolled,
             certificate,
+            makeshift: s.identity.borrow().as_ref().is_ok_and(|i| i.makeshift.is_some()),
             refused: s.heartbeat.borrow().refused.clone(),
             heartbeat_age: last_success.map(|at| uptime.saturating_sub(at)),
             uptime: self.uptime(),

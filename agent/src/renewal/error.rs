@@ -11,7 +11,7 @@ use crate::{
     runtime::lock::LockError,
 };
 
-const ENROL_AGAIN: &str = "enrol again: jtnt-agent enroll --force";
+const ENROL_AGAIN: &str = "enrol again: jtnt-agent enroll --force --token-file FILE";
 const LATER: &str = "try again; a renewal that is due the agent tries again by itself";
 
 /// Why there is no other certificate in place.
@@ -120,6 +120,9 @@ impl RenewError {
             | "CERTIFICATE_EXPIRED"
             | "CERTIFICATE_UNKNOWN"
             | "AGENT_UNKNOWN" => ENROL_AGAIN,
+            "CERTIFICATE_REPLACED" => {
+                "the hub takes only a newer one; if that is the backup: jtnt-agent cert rollback"
+            }
             "CLOCK_SKEW" => "set this machine's clock",
             _ if transient => LATER,
             _ => "ask the hub's operator what its log says",

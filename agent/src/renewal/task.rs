@@ -262,7 +262,8 @@ impl Task {
         }
         let unfinished = self.deps.is_unfinished();
         let (plan, now) = (self.plan(&identity, asked), self.deps.clock.now());
-        let due = is_due(&plan, daily, now);
+        // A pair in place that is broken is mended by another.
+        let due = is_due(&plan, daily, now) || identity.makeshift.is_some();
         if asked == Asked::Someone && !due {
             let held_back = Some((now, plan.renew_at));
             self.status.send_modify(|status| status.held_back = held_back);
@@ -372,10 +373,9 @@ impl Task {
                 );
             }
             Err(error) => {
-                let told =
-                    self.status.borrow().last_failure.as_ref().map(|(_, e)| e.reason.clone());
+                let told = self.status.borrow().last_failure.as_ref().map(|(_, e)| e.clone());
                 // One line an outage: the plan and the metrics have the rest.
-                if self.failures == 0 || told.as_ref() != Some(&error.reason) {
+                if self.failures == 0 || told.as_ref() != Some(error) {
                     tracing::warn!(
                         reason = &*error.reason,
                         "the client cert was not renewed: {error}; {}",

@@ -443,9 +443,12 @@ async fn where_the_pair_in_place_is_broken_another_whole_one_is_used() {
     let paths = &desk.deps.paths;
     durable::replace(&paths.client_crt(), b"half", 0o644).unwrap();
     assert_eq!(desk.identity().cert, old, "the backup");
+    let told = identity::inspect(paths).problems.join("");
+    assert!(told.contains("the backup pair"), "{told}");
     desk.works().await;
     // And it is renewed from there.
     let replaced = desk.renew().await.unwrap();
+    assert_eq!(identity::inspect(paths).problems, Vec::<String>::new());
     assert_eq!(desk.identity().cert, replaced.cert);
     desk.works().await;
 }

@@ -20,7 +20,7 @@ pub(super) async fn run(session: &mut Session<'_>, command: Cert) -> Outcome {
     match command {
         Cert::Check { prove } => {
             let request = session.ask(pb::GetCertificateRequest {});
-            let answer =
+            let mut answer =
                 session.call("check the certificate", client.get_certificate(request)).await?;
             let request = session.ask(pb::ProveCertificateRequest {});
             let proof = match prove {
@@ -35,6 +35,10 @@ pub(super) async fn run(session: &mut Session<'_>, command: Cert) -> Outcome {
                 Some(Ok(proof)) => (Some(proof), None),
                 None => (None, None),
             };
+            if let Some(failure) = &failure {
+                "fail".clone_into(&mut answer.status);
+                answer.problems.push(failure.why.clone());
+            }
             let json = view::Certificate::of(&answer, proof.as_ref());
             let good = answer.status != "fail" && proof.as_ref().is_none_or(view::is_same);
             show(session, &json, |color| view::certificate(&answer, proof.as_ref(), now, color))?;

@@ -50,16 +50,20 @@ async fn retire(desk: &Desk<'_>, force: bool) -> Result<Verdict, HubError> {
     if left.len() == all.len() {
         return Err(HubError::refused("AUTHORITIES", "no other authority counts any more"));
     }
+    let issuer = left.first().map_or(1, |ca| ca.number);
+    if let Some(newer) = all.iter().map(|ca| ca.number).filter(|n| *n > issuer).max() {
+        let why = format!(
+            "authority {newer} counts and does not issue yet, so it would be lost: go on with \
+             `ca switch`"
+        );
+        return Err(HubError::refused("AUTHORITIES", why));
+    }
     // First the root: whoever hears of it renews with what still counts here.
     let named = desk.operator()?.root().hub_ca.len();
     if named != left.len() {
         name(desk, &left).await?;
     }
-    let issuer = left.first().map_or(1, |ca| ca.number);
-    let without = |agent: &AgentView| {
-        let newest = agent.certificates.last();
-        !newest.is_some_and(|newest| newest.authority == issuer && newest.used)
-    };
+    let without = |agent: &AgentView| agent.authority() != Some(issuer);
     let late = agents(desk, without).await?;
     if !force && !late.is_empty() {
         let why = format!(

@@ -29,7 +29,7 @@ pub(super) async fn agents(desk: &Desk<'_>) -> Result<Verdict, HubError> {
                 |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
             let newest = a.logs.values().max_by_key(|log| log.at);
             let log = newest.map_or_else(|| "-".to_owned(), lines);
-            let ca = a.certificates.last().map(|newest| u64::from(newest.authority));
+            let ca = a.authority().map(u64::from);
             vec![
                 a.agent_id.clone(),
                 a.host.hostname.clone(),

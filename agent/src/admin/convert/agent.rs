@@ -173,7 +173,7 @@ fn advice(
             "sudo jtnt-agent enroll --hub URL --token-file FILE --root FILE",
         ),
         Some(IdentityError::Unusable(why)) => {
-            let command = "sudo jtnt-agent enroll --force --hub URL --token-file FILE --root FILE";
+            let command = "sudo jtnt-agent enroll --force --token-file FILE";
             say("IDENTITY_UNUSABLE", why.clone(), command);
         }
         None => {}
@@ -197,7 +197,7 @@ fn advice(
             say(
                 "ROOT_FROM_HUB",
                 checks.enrolled.message.clone(),
-                "sudo jtnt-agent enroll --force --hub URL --token-file FILE --root FILE",
+                "sudo jtnt-agent enroll --force --token-file FILE",
             );
         }
     }

@@ -20,7 +20,7 @@ use crate::{
         self, ConfigFile, Deps, EnrolError, Enrolled, HubCa, Input, Options, RootPin, host_facts,
     },
     hub::Address,
-    identity::RootSource,
+    identity::{self, RootSource},
     overview::VERSION,
     runtime::{
         clock::SystemClock,
@@ -44,10 +44,15 @@ pub(in crate::app) async fn run(
 ) -> Result<Exit, Failure> {
     let before = load_or_default(&path).map_err(|e| failure(&e))?;
     let token = token(&asked, environment)?;
-    let hub = Address::hub(&asked.hub).map_err(|e| {
-        Failure::new(Exit::Usage, "use --hub", e.to_string())
-            .advise("--hub https://hub.example.com:8443")
-    })?;
+    let wrong = |what: &str, why: String, advice: &str| {
+        Failure::new(Exit::Usage, what, why).advise(advice.to_owned())
+    };
+    let hub = asked.hub.as_ref().or(before.hub_url.as_ref());
+    let hub = hub.map_or_else(
+        || Err("no hub is configured".to_owned()),
+        |url| Address::hub(url).map_err(|e| e.to_string()),
+    );
+    let hub = hub.map_err(|e| wrong("use --hub", e, "--hub https://hub.example.com:8443"))?;
     let proxy = before.hub_proxy.as_deref().map(Address::proxy).transpose();
     let proxy = proxy.map_err(|e| Failure::new(Exit::Usage, "use hub_proxy", e.to_string()))?;
     let labels: BTreeMap<_, _> = asked.labels.into_iter().collect();
@@ -57,6 +62,7 @@ pub(in crate::app) async fn run(
     let written = told_of_config(&path, &content, entry);
     let mut all_labels = before.labels.clone();
     all_labels.extend(labels);
+    let paths = identity::Paths { data_dir: before.data_dir.clone() };
     let options = Options {
         data_dir: before.data_dir.clone(),
         hub,
@@ -65,7 +71,13 @@ pub(in crate::app) async fn run(
         root: match (asked.root.root, asked.root.root_sha256) {
             (Some(file), _) => RootPin::File(file),
             (None, Some(hash)) => RootPin::Sha256(hash),
-            (None, None) => RootPin::TrustHub,
+            (None, None) if asked.root.trust_hub_root => RootPin::TrustHub,
+            (None, None) if asked.force && paths.root().exists() => RootPin::Kept,
+            (None, None) => {
+                let why = "there is no root of roles".to_owned();
+                let advice = "--root FILE, or --root-sha256 HEX; the hub's operator has it for you";
+                return Err(wrong("enrol", why, advice));
+            }
         },
         hub_ca: asked.hub_ca.map(HubCa::File).or(asked.hub_ca_sha256.map(HubCa::Sha256)),
         labels: all_labels,

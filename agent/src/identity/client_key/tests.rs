@@ -47,7 +47,7 @@ fn garbage_is_no_key() {
 #[cfg(not(any(feature = "pkcs11", feature = "tpm2")))]
 #[test]
 fn a_build_without_a_feature_names_it() {
-    assert!(refused("pkcs11:token=a?module-path=/m.so\n").contains("feature pkcs11"));
+    assert!(refused("pkcs11:token=a;object=b;id=c?module-path=/m.so\n").contains("feature pkcs11"));
     assert!(refused("tpm2:/dev/tpmrm0\n").contains("feature tpm2"));
     for (store, feature) in [("tpm2", "tpm2"), ("pkcs11:token=a?module-path=/m.so", "pkcs11")] {
         let store = store.parse().unwrap();
