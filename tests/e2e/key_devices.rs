@@ -190,7 +190,15 @@ async fn a_key_in_use_is_never_taken_for_an_old_one() {
     for _ in 0..2 {
         site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(0).unwrap();
         assert_eq!((proof(&site).await.0, token.keys()), (Some(0), 2));
+        assert!(key_file(&site).contains("manufacturer="), "{}", key_file(&site));
     }
+    // An enrolment of an agent that runs is taken up with its store.
+    let again = site.token_file(&site.hub.token().await.unwrap());
+    let more = ["--force", "--key-store", &token.store];
+    site.enrol_with(&again, &site.hub.root_file(), &more).await.exits(0).unwrap();
+    site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(0).unwrap();
+    assert_eq!((proof(&site).await.0, token.keys()), (Some(0), 2));
+    assert!(!key_file(&site).contains("manufacturer="), "{}", key_file(&site));
     // Where a file cannot be read, nothing is known to be old.
     let backup = site.home.data().join("certs/client.key.backup");
     put(&backup, b"pkcs11:nonsense\n").unwrap();

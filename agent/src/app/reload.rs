@@ -10,7 +10,7 @@ use super::published::Published;
 use crate::{
     admin::{Authz, Names, Reloaded},
     audit::{Audit, Record},
-    config::{Config, difference, load_or_default},
+    config::{Config, difference, load_or_default, take_up},
     platform::users,
     telemetry::log::LogLevel,
 };
@@ -64,13 +64,7 @@ impl Reloader {
         if !seen.changed.is_empty() {
             self.record(&seen.changed, &seen.needs_restart).await?;
         }
-        running.hub_url = new.hub_url;
-        running.labels = new.labels;
-        running.log_level = new.log_level;
-        running.admin_users = new.admin_users;
-        running.admin_groups = new.admin_groups;
-        running.operator_groups = new.operator_groups;
-        running.reader_groups = new.reader_groups;
+        take_up(&mut running, new);
         if seen.changed.iter().any(|name| name == "log_level") {
             self.log.set(running.log_level);
         }

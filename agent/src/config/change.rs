@@ -35,6 +35,18 @@ pub fn difference(old: &Config, new: &Config) -> Difference {
     out
 }
 
+/// Makes `running` what it can become without a restart.
+pub fn take_up(running: &mut Config, new: Config) {
+    running.hub_url = new.hub_url;
+    running.labels = new.labels;
+    running.log_level = new.log_level;
+    running.admin_users = new.admin_users;
+    running.admin_groups = new.admin_groups;
+    running.operator_groups = new.operator_groups;
+    running.reader_groups = new.reader_groups;
+    running.key_store = new.key_store;
+}
+
 fn shown(config: &Config) -> Map<String, Value> {
     match serde_json::to_value(config) {
         Ok(Value::Object(map)) => map,
@@ -103,7 +115,10 @@ fn edited(mut text: String, entry: Entry<'_>) -> Result<String, serde_json::Erro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::load, runtime::durable};
+    use crate::{
+        config::{load, load_or_default},
+        runtime::durable,
+    };
 
     fn defaults() -> Config {
         Config::defaults(Path::new("/home/u"))
@@ -115,6 +130,27 @@ mod tests {
         labels: &BTreeMap<String, String>,
     ) -> Result<Vec<u8>, ConfigError> {
         super::merged(path, Entry { hub_url, key_store: None, labels })
+    }
+
+    #[test]
+    fn what_counts_at_a_reload_is_taken_up_and_nothing_else() {
+        let text = r#"{"hub_url": "https://h", "data_dir": "/d", "admin_users": ["a"],
+            "admin_groups": ["b"], "operator_groups": ["c"], "reader_groups": ["d"],
+            "labels": {"e": "f"}, "log_level": "debug", "key_store": "tpm2:/dev/tpmrm0",
+            "max_concurrent_jobs": 7, "cert_check_time": "04:00"}"#;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        durable::replace(&path, text.as_bytes(), 0o644).unwrap();
+        let (old, new) = (load_or_default(Path::new("/none")).unwrap(), load(&path).unwrap());
+        let mut running = old.clone();
+        take_up(&mut running, new.clone());
+        let (old, new, running) = (shown(&old), shown(&new), shown(&running));
+        for setting in settings::all() {
+            let name = setting.name;
+            let reload = setting.effect == Effect::Reload;
+            assert_eq!(running[name], if reload { &new } else { &old }[name], "{name}");
+            assert!(!reload || old[name] != new[name], "{name} is not tested here");
+        }
     }
 
     #[test]
