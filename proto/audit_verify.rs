@@ -11,7 +11,9 @@ use std::{collections::BTreeMap, fmt};
 
 use crate::{
     audit::{Event, Line, MAX_LINE_BYTES, SealedLine, ZERO, prev_text},
+    audit_anchor::{Anchor, Broken},
     bytes::{Hash, from_base64},
+    checkpoint::Note,
     key::PublicKey,
 };
 
@@ -173,6 +175,10 @@ pub struct Verifier {
     recent: BTreeMap<u64, Hash>,
     log_id: Option<String>,
     pruned_at: Option<u64>,
+    /// The last line that prune records say was removed.
+    pruned_to: Option<u64>,
+    anchor: Option<Anchor>,
+    witnesses: Vec<(String, PublicKey)>,
     tampered: bool,
     incomplete: bool,
     summary: Summary,
@@ -203,6 +209,9 @@ impl Verifier {
             recent: BTreeMap::new(),
             log_id: None,
             pruned_at: None,
+            pruned_to: None,
+            anchor: None,
+            witnesses: Vec::new(),
             tampered: false,
             incomplete: false,
             summary: Summary {
@@ -214,6 +223,13 @@ impl Verifier {
                 unknown: Vec::new(),
             },
         }
+    }
+
+    /// Compares with a checkpoint that somebody else has kept. Where witnesses are named, with their
+    /// keys, one of them must have cosigned it.
+    #[must_use]
+    pub fn with_anchor(self, note: Note, witnesses: Vec<(String, PublicKey)>) -> Self {
+        Self { anchor: Some(Anchor::new(note)), witnesses, ..self }
     }
 
     /// The next file begins.
@@ -270,7 +286,11 @@ impl Verifier {
             Err(fault) => return vec![self.finding(Flaw::Malformed, None, fault.to_string())],
         };
         let mut found = Vec::new();
+        let first = self.last.is_none();
         self.greet(&sealed.line, &mut found);
+        if first && let Some(broken) = self.anchor.as_mut().and_then(|a| a.begin(&sealed.line)) {
+            found.push(self.broken(broken, Some(sealed.line.seq)));
+        }
         let signed = self.key.is_none_or(|key| sealed.is_signed_by(&key));
         if !signed {
             let message = "the key did not sign these bytes: the line was changed, or another key \
@@ -359,6 +379,16 @@ impl Verifier {
             found.push(self.finding(flaw, Some(seq), message));
         }
         self.advance(seq, hash);
+        if let Some(broken) = self.anchor.as_mut().and_then(|anchor| anchor.line(seq, hash)) {
+            found.push(self.broken(broken, Some(seq)));
+        }
+    }
+
+    fn broken(&mut self, broken: Broken, seq: Option<u64>) -> Finding {
+        match broken {
+            Broken::Forked(message) => self.finding(Flaw::Fork, seq, message),
+            Broken::Truncated(message) => self.finding(Flaw::Truncated, seq, message),
+        }
     }
 
     /// A line whose number is not new. It never moves the check on.
@@ -399,6 +429,10 @@ impl Verifier {
             self.log_id = text(line, "log_id").map(str::to_owned);
         } else if is(line, Event::Prune) {
             self.pruned_at = Some(line.seq);
+            let files = line.details.get("files").and_then(|files| files.as_array());
+            let last = |file: &serde_json::Value| file.get("last_seq")?.as_u64();
+            self.pruned_to =
+                files.into_iter().flatten().filter_map(last).chain(self.pruned_to).max();
         } else if is(line, Event::KeyRotated) && self.key.is_some() {
             let new = key_in(line).filter(|new| accepts(new, line));
             if new.is_none() {
@@ -421,15 +455,55 @@ impl Verifier {
         }
     }
 
-    /// The end of the last file.
+    /// All files were read: what is missing at their end.
+    pub fn end(&mut self) -> Vec<Finding> {
+        let last = self.last.map(|last| last.seq);
+        let broken = last.and_then(|last| self.anchor.as_mut()?.end(last));
+        broken.map(|broken| self.broken(broken, last)).into_iter().collect()
+    }
+
+    /// What the anchor itself is worth, and what it leaves open.
+    fn weigh(&mut self, anchor: Anchor, last: u64) {
+        let note = anchor.note();
+        let signed = self.key.is_some_and(|key| note.is_signed_by(&key));
+        let cosigned =
+            self.witnesses.iter().any(|(name, key)| note.cosigned_by(name, key).is_some());
+        // Nothing was compared, or something was found, which counts more.
+        self.incomplete |= !anchor.agrees();
+        if anchor.agrees() && !signed {
+            self.incomplete = true;
+            self.note("whose checkpoint it is: the log's key did not sign it (UNKNOWN_KEY)".into());
+        }
+        let first = self.summary.first_seq.unwrap_or(0);
+        if first > 0 && self.pruned_to.is_none_or(|to| to.saturating_add(1) < first) {
+            self.incomplete = true;
+            self.note(format!(
+                "where the lines before seq {first} are: no record says they were pruned"
+            ));
+        }
+        if self.witnesses.is_empty() {
+            self.note("who kept the checkpoint: no --witness was given to check that by".into());
+        } else if !cosigned {
+            self.incomplete = true;
+            self.note(
+                "whether a witness has seen it: none that was named cosigned the checkpoint".into(),
+            );
+        }
+        if let Some(unknown) = anchor.unknown(last) {
+            self.note(unknown);
+        }
+    }
+
+    /// The end.
     #[must_use]
     pub fn finish(mut self) -> Summary {
-        match self.last {
-            Some(last) => self.note(format!(
+        match (self.last, self.anchor.take()) {
+            (Some(last), Some(anchor)) => self.weigh(anchor, last.seq),
+            (Some(last), None) => self.note(format!(
                 "whether lines after seq {} were cut off: no checkpoint was compared (UNANCHORED)",
                 last.seq
             )),
-            None => {
+            (None, _) => {
                 self.incomplete = true;
                 self.note("anything: there is no line here".into());
             }
@@ -471,6 +545,9 @@ fn accepts(new: &PublicKey, line: &Line) -> bool {
     text(line, "acceptance").and_then(from_base64).is_some_and(|sig| new.verifies(&message, &sig))
 }
 
+#[cfg(test)]
+#[path = "audit_tamper_tests.rs"]
+mod tamper_tests;
 #[cfg(test)]
 #[path = "audit_verify_tests.rs"]
 mod tests;

@@ -136,6 +136,18 @@ fn vkey(name: &str, kind: u8, key: &PublicKey) -> String {
     format!("{name}+{hash}+{}", to_base64(&[&[kind][..], key.as_bytes()].concat()))
 }
 
+/// Name and key of a witness, as [`witness_vkey`] tells them.
+#[must_use]
+pub fn parse_witness(vkey: &str) -> Option<(String, PublicKey)> {
+    let mut parts = vkey.trim().splitn(3, '+');
+    let (name, hash, raw) = (parts.next()?, parts.next()?, parts.next()?);
+    let raw: [u8; 33] = from_base64(raw)?;
+    let (kind, key) = raw.split_first()?;
+    let key = PublicKey::from_bytes(key.try_into().ok()?)?;
+    let good = *kind == COSIGNATURE && hash == hex::encode(key_hash(name, *kind, &key));
+    good.then(|| (name.to_owned(), key))
+}
+
 /// A note as it was read; whose signatures hold is for who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
@@ -306,6 +318,9 @@ mod tests {
         assert_eq!((parts.len(), parts[0], parts[1].len()), (3, "example.com/foo", 8));
         let raw: [u8; 33] = from_base64(parts[2]).unwrap();
         assert_eq!((raw[0], &raw[1..]), (1, &key(1).1.as_bytes()[..]));
-        assert!(witness_vkey("w", &key(2).1).starts_with("w+"));
+        let witness = witness_vkey("jtnt-hub/r", &key(2).1);
+        assert_eq!(parse_witness(&witness), Some(("jtnt-hub/r".to_owned(), key(2).1)));
+        assert_eq!(parse_witness(&vkey), None, "a log's");
+        assert_eq!(parse_witness(&witness.replacen("jtnt-hub", "other", 1)), None);
     }
 }

@@ -5,6 +5,7 @@
 //! format has one home; what a document *means* is decided by whoever reads it.
 
 pub mod audit;
+mod audit_anchor;
 pub mod audit_verify;
 pub mod bytes;
 pub mod checkpoint;

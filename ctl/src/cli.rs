@@ -345,7 +345,8 @@ pub enum Audit {
     /// Exit 1 is TAMPERED: a line was changed, removed, put in or put elsewhere. Exit 5 is
     /// INCOMPLETE: nothing is known to be wrong, and something that is needed is not there, such as
     /// the key, or the end of a line that a crash cut off. Whether the newest lines were cut off
-    /// as a whole, no file can tell; that is said and is no fault.
+    /// as a whole, no file can tell; that is said and is no fault. A checkpoint can: the agent compares
+    /// with the newest that its hub has cosigned, and --anchor with one of yours.
     Verify {
         /// Log files
         #[arg(value_name = "FILE")]
@@ -353,6 +354,13 @@ pub enum Audit {
         /// The agent's audit.pub, to check files without an agent
         #[arg(long, value_name = "FILE", requires = "files")]
         key: Option<PathBuf>,
+        /// A checkpoint that somebody else has kept, best from the hub: lines that were cut off or
+        /// written anew show by it
+        #[arg(long, value_name = "FILE", requires = "files")]
+        anchor: Option<PathBuf>,
+        /// The key of a witness that must have cosigned it, as NAME+HASH+KEY
+        #[arg(long, value_name = "KEY", requires = "anchor")]
+        witness: Vec<String>,
     },
     /// Remove files older than the retention
     Clean,

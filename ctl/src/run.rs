@@ -162,6 +162,8 @@ fn needs_daemon(command: &Command) -> bool {
         Command::Completions { .. }
             | Command::Man { .. }
             | Command::Policy(Policy::Lint { .. })
-            | Command::Audit(Audit::Verify { key: Some(_), .. })
+            | Command::Audit(
+                Audit::Verify { key: Some(_), .. } | Audit::Verify { anchor: Some(_), .. }
+            )
     )
 }

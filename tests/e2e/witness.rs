@@ -11,7 +11,7 @@ use jtnt_proto::{
 
 use crate::{
     site::{Site, exec},
-    support::eventually,
+    support::{eventually, put},
 };
 
 /// What the hub has seen of the agent's log.
@@ -78,6 +78,10 @@ async fn the_hub_cosigns_what_grows_over_restarts_of_both() {
     let witness = root.roles.witness.keyids.iter().next().unwrap();
     let note = Note::parse(&log.note).unwrap();
     assert!(note.cosigned_by(&witness_name(&root.root_id), &root.keys[witness]).is_some());
+    // And whoever verifies is told of nothing that is open.
+    let report = site.home.asked(&["audit", "verify"]).await.unwrap();
+    assert_eq!(report["verdict"], "OK", "{report}");
+    assert!(!report["unknown"].to_string().contains("no checkpoint"), "{report}");
     let metric = agent.get("metrics_listen", "/metrics").await.unwrap().body;
     let line = format!("jtnt_agent_audit_witnessed_lines {lines}");
     assert!(metric.lines().any(|l| l == line), "{line}");
@@ -107,6 +111,20 @@ async fn a_log_that_is_put_back_to_what_it_was_is_seen() {
     let agent = site.home.start().await.unwrap();
     trouble(&site, AuditRefusal::Shrunk).await;
     agent.stop().await.unwrap();
+    // An auditor sees it with what the hub has kept, and without it cannot.
+    let anchor = site.home.path().join("anchor.note");
+    put(&anchor, seen(&site).unwrap().note.as_bytes()).unwrap();
+    let files = fs::read_dir(&audit).unwrap().map(|file| file.unwrap().path());
+    let files: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "log")).collect();
+    let mut args = vec!["-o", "json", "audit", "verify", "--key"];
+    let key = audit.join("audit.pub");
+    args.push(key.to_str().unwrap());
+    args.extend(files.iter().map(|file| file.to_str().unwrap()));
+    let report = site.home.ctl(&args).await.unwrap().exits(0).unwrap().json().unwrap();
+    assert_eq!(report["verdict"], "OK");
+    args.extend(["--anchor", anchor.to_str().unwrap()]);
+    let report = site.home.ctl(&args).await.unwrap().exits(1).unwrap().json().unwrap();
+    assert_eq!(report["findings"][0]["verdict"], "TRUNCATED", "{report}");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::fs;
 
 use jtnt_proto::{
     audit::leaf_hash,
+    audit_verify::{Verdict, Verifier},
     checkpoint::Note,
     key::PublicKey,
     merkle::{self, Frontier},
@@ -134,8 +135,21 @@ async fn days_that_were_removed_are_remembered_by_the_day_that_follows() {
     }
     audit.append(record(34)).await.unwrap();
     audit.clean().await.unwrap();
-    let now = said(&audit.checkpoint(None).await.unwrap());
+    let anchor = audit.checkpoint(None).await.unwrap();
+    let now = said(&anchor);
     drop(audit);
+    // What was pruned, and said so, leaves a log that verifies against the checkpoint.
+    let note = Note::parse(&anchor.note).unwrap();
+    let mut verifier = Verifier::new(Some(key())).with_anchor(note, Vec::new());
+    for day in reader::list(&fixture.dir()).unwrap() {
+        verifier.begin_file(&day.name());
+        assert_eq!(verifier.feed(&fs::read(&day.path).unwrap()), Vec::new());
+        assert_eq!(verifier.end_file(), Vec::new());
+    }
+    assert_eq!(verifier.end(), Vec::new());
+    let summary = verifier.finish();
+    assert_eq!(summary.verdict, Verdict::Ok, "{summary:?}");
+    assert!(summary.first_seq > Some(0));
     fs::remove_file(tree_file(&fixture)).unwrap();
     let audit = fixture.open();
     let offer = audit.checkpoint(Some(all[30].0)).await.unwrap();

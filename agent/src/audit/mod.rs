@@ -235,6 +235,15 @@ impl Audit {
         answer.await.map_err(|_closed| gone())?
     }
 
+    /// The newest checkpoint that a witness cosigned, as it is kept. Blocks.
+    #[must_use]
+    pub fn anchor(&self, agent_id: &str) -> Option<String> {
+        let log_id = self.head().log_id;
+        let origin = jtnt_proto::checkpoint::origin(agent_id, &log_id);
+        let kept = checkpoints::Checkpoints::of(&self.inner.dir, &log_id, origin).witnessed();
+        kept.map(|seen| seen.note)
+    }
+
     /// Where its files are, for [`query`].
     #[must_use]
     pub fn dir(&self) -> &Path {

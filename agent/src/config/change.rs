@@ -115,10 +115,7 @@ fn edited(mut text: String, entry: Entry<'_>) -> Result<String, serde_json::Erro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{load, load_or_default},
-        runtime::durable,
-    };
+    use crate::{config::load, runtime::durable};
 
     fn defaults() -> Config {
         Config::defaults(Path::new("/home/u"))
@@ -141,7 +138,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         durable::replace(&path, text.as_bytes(), 0o644).unwrap();
-        let (old, new) = (load_or_default(Path::new("/none")).unwrap(), load(&path).unwrap());
+        let (old, new) = (defaults(), load(&path).unwrap());
         let mut running = old.clone();
         take_up(&mut running, new.clone());
         let (old, new, running) = (shown(&old), shown(&new), shown(&running));

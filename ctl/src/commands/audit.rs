@@ -28,7 +28,9 @@ pub(super) async fn run(session: &mut Session<'_>, command: Audit) -> Outcome {
             list(session, request).await
         }
         Audit::Tail { lines } => tail(session, lines).await,
-        Audit::Verify { files, key } => verify::run(session, files, key.as_deref()).await,
+        Audit::Verify { files, key, anchor, witness } => {
+            verify::run(session, files, verify::By { key, anchor, witness }).await
+        }
         Audit::Clean => {
             let mut client = Client::new(session.channel()?);
             let request = session.ask(pb::CleanLogRequest {});

@@ -12,6 +12,7 @@ use jtnt_proto::{
     admin::v1::{self as pb, verify_log_response::Event},
     audit::{MAX_LINE_BYTES, SealedLine},
     audit_verify::Verifier,
+    checkpoint::{MAX_BYTES, Note, parse_witness},
     key::PublicKey,
 };
 use tokio::time::Instant;
@@ -25,22 +26,43 @@ use crate::{
 
 /// A public key is 44 characters; a file that holds more than this is none.
 const MAX_KEY_BYTES: u64 = 1024;
+const MAX_NOTE_BYTES: u64 = MAX_BYTES as u64;
 const CHUNK_BYTES: usize = 256 * 1024;
 /// Shorter work is done before a bar could be read.
 const QUIET: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(
-    session: &mut Session<'_>,
-    files: Vec<PathBuf>,
-    key: Option<&Path>,
-) -> Outcome {
+/// What files are checked by.
+pub(super) struct By {
+    pub(super) key: Option<PathBuf>,
+    pub(super) anchor: Option<PathBuf>,
+    pub(super) witness: Vec<String>,
+}
+
+impl By {
+    fn verifier(&self) -> Result<Verifier, Failure> {
+        let key = self.key.as_deref().map(read_key).transpose()?;
+        let verifier = Verifier::new(key);
+        let Some(anchor) = &self.anchor else { return Ok(verifier) };
+        let what = format!("take the checkpoint from {}", anchor.display());
+        let wrong = |why: &str| Failure::new(Exit::Usage, what.clone(), why);
+        let text = String::from_utf8(read(anchor, MAX_NOTE_BYTES)?);
+        let text = text.map_err(|_not_text| wrong("it is not text"))?;
+        let note = Note::parse(&text).map_err(wrong)?;
+        let witnesses = self.witness.iter().map(|key| parse_witness(key)).collect::<Option<_>>();
+        let witnesses = witnesses.ok_or_else(|| {
+            Failure::new(Exit::Usage, "use --witness", "it is no key of a witness")
+                .advise("NAME+HASH+KEY, as `jtnt-hub-mock witness` prints it")
+        })?;
+        Ok(verifier.with_anchor(note, witnesses))
+    }
+}
+
+pub(super) async fn run(session: &mut Session<'_>, files: Vec<PathBuf>, by: By) -> Outcome {
     // A bare name is a file of the daemon's; a path is the caller's own.
     let bare = |file: &PathBuf| file.components().count() == 1;
-    let report = match key {
-        Some(key) => here(session, files, Some(read_key(key)?))?,
-        None if !files.iter().all(bare) => here(session, files, None)?,
-        None => daemon(session, &files).await?,
-    };
+    let own = by.key.is_some() || by.anchor.is_some() || !files.iter().all(bare);
+    let report =
+        if own { here(session, files, by.verifier()?)? } else { daemon(session, &files).await? };
     show(session, &report, |color| report.text(color))?;
     Ok(match report.verdict.as_str() {
         "OK" => Exit::Done,
@@ -79,12 +101,11 @@ async fn daemon(session: &Session<'_>, files: &[PathBuf]) -> Result<Report, Fail
 fn here(
     session: &Session<'_>,
     files: Vec<PathBuf>,
-    key: Option<PublicKey>,
+    mut verifier: Verifier,
 ) -> Result<Report, Failure> {
     let files = in_order(files)?;
     let total = files.iter().map(|file| file.bytes).sum();
     let mut bar = Bar::new(session, total);
-    let mut verifier = Verifier::new(key);
     let mut report = Report::default();
     let mut done = 0;
     for LogFile { path, .. } in files {
@@ -105,6 +126,7 @@ fn here(
         }
         verifier.end_file().into_iter().for_each(|finding| report.add(finding.into()));
     }
+    verifier.end().into_iter().for_each(|finding| report.add(finding.into()));
     report.conclude_here(verifier.finish());
     Ok(report)
 }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use jtnt_proto::{
     admin::v1::{self as pb, audit_service_server::AuditService, verify_log_response::Event},
     audit_verify::{Finding, Verifier},
+    checkpoint::{Note, witness_name},
     key::PublicKey,
 };
 use tokio::{
@@ -115,7 +116,13 @@ impl AuditService for Audit {
         let (names, dir) = (request.into_inner().files, self.0.audit_dir.clone());
         let data_dir = self.0.overview.sources().data_dir.clone();
         let torn = self.0.overview.sources().audit.head().error.is_some();
-        let check = blocking(move || Check::of(&dir, &names, &Paths { data_dir }, torn)).await??;
+        let anchor = self.anchor(names.is_empty());
+        let check = blocking(move || {
+            // Before the files are looked at, or it might cover lines that come after that.
+            let verifier = anchor();
+            Check::of(&dir, &names, &Paths { data_dir }, torn).map(|check| check.by(verifier))
+        });
+        let check = check.await??;
         Ok(Response::new(Box::pin(stream::try_unfold(check, |mut check| async {
             loop {
                 if let Some(event) = check.ready.pop_front() {
@@ -143,6 +150,25 @@ impl AuditService for Audit {
         Ok(Response::new(pb::CleanLogResponse { removed, bytes }))
     }
 }
+
+impl Audit {
+    /// What gives a check the newest checkpoint that the hub has cosigned, where all files are checked.
+    fn anchor(&self, all: bool) -> impl FnOnce() -> Option<Anchor> + Send + 'static {
+        let s = self.0.overview.sources();
+        let (audit, agent_id) = (s.audit.clone(), s.agent_id.clone());
+        let identity = s.identity.borrow().clone();
+        move || {
+            let note = Note::parse(&audit.anchor(&agent_id).filter(|_| all)?).ok()?;
+            let root = identity.ok()?.keyring.root().clone();
+            let name = witness_name(&root.root_id);
+            let keys = root.roles.witness.keyids.iter().filter_map(|id| root.keys.get(id));
+            Some((note, keys.map(|key| (name.clone(), *key)).collect()))
+        }
+    }
+}
+
+/// A checkpoint, and who may have cosigned it.
+type Anchor = (Note, Vec<(String, PublicKey)>);
 
 /// A reader that waits for the log to grow.
 struct Tail {
@@ -226,6 +252,11 @@ impl Check {
         })
     }
 
+    fn by(self, anchor: Option<Anchor>) -> Self {
+        let Some((note, witnesses)) = anchor else { return self };
+        Self { verifier: self.verifier.with_anchor(note, witnesses), ..self }
+    }
+
     /// Checks a piece, or ends.
     fn step(&mut self) -> io::Result<()> {
         let Some(file) = &mut self.open else {
@@ -259,7 +290,8 @@ impl Check {
     }
 
     fn conclude(&mut self) {
-        let verifier = std::mem::replace(&mut self.verifier, Verifier::new(None));
+        let mut verifier = std::mem::replace(&mut self.verifier, Verifier::new(None));
+        self.ready.extend(verifier.end().into_iter().map(finding));
         let summary = verifier.finish();
         self.ready.push_back(Event::Summary(pb::VerifySummary {
             verdict: summary.verdict.name().to_owned(),
