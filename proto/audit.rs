@@ -108,6 +108,37 @@ impl Event {
         "output_dropped",
     ];
 
+    /// Whether a witness should see it at once, and not with the next heartbeat: who may do what has
+    /// changed, or somebody tried what he may not.
+    #[must_use]
+    pub const fn is_urgent(self) -> bool {
+        match self {
+            Self::Enrollment
+            | Self::JobRejected
+            | Self::PolicyChanged
+            | Self::PolicyViolation
+            | Self::CertRotated
+            | Self::UpdateApplied
+            | Self::RootChanged
+            | Self::AdminCall
+            | Self::Refused
+            | Self::ConfigChanged
+            | Self::KeyRotated
+            | Self::Recovered
+            | Self::Prune
+            | Self::Degraded => true,
+            Self::Genesis
+            | Self::Startup
+            | Self::Shutdown
+            | Self::JobStarted
+            | Self::JobExecuted
+            | Self::LogRead
+            | Self::DayOpen
+            | Self::DayClose
+            | Self::OutputDropped => false,
+        }
+    }
+
     /// The name in the log.
     #[must_use]
     pub fn name(self) -> String {

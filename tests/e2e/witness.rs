@@ -159,3 +159,23 @@ async fn a_log_that_goes_on_differently_is_seen() {
     trouble(&site, AuditRefusal::Forked).await;
     agent.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn what_matters_is_seen_at_once() {
+    let site = Site::ready(Hub::builder()).await;
+    // By the clock it would be minutes.
+    site.home.configure(&serde_json::json!({"heartbeat_interval_seconds": 120})).unwrap();
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    let denied = site.run(exec("/usr/bin/touch", &["/nowhere/x"])).await;
+    assert_eq!(denied.state, "rejected");
+    let lines = eventually("the hub has seen the violation", async || {
+        let lines = site.audit();
+        let line = lines.iter().rfind(|line| line["event"] == "policy_violation");
+        let seq = line.and_then(|line| line["seq"].as_u64()).ok_or("no line yet")?;
+        let size = seen(&site).map_or(0, |log| log.size);
+        if size > seq { Ok(()) } else { Err(format!("{size} lines, and it is {seq}")) }
+    });
+    lines.await.unwrap();
+    agent.stop().await.unwrap();
+}

@@ -196,7 +196,10 @@ async fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
         entropy: Arc::clone(&core.base.entropy),
         metrics: core.base.metrics.clone(),
     };
-    let beat = heartbeat::run(deps, core.published.link.subscribe(), stop);
+    let urgent = Arc::default();
+    let hurry = witness::hurry(core.state.audit.clone(), Arc::clone(&urgent), stop.clone());
+    tasks.spawn("hurry", Class::OneShot, hurry);
+    let beat = heartbeat::run(deps, core.published.link.subscribe(), urgent, stop);
     tasks.spawn("heartbeat", Class::Essential, beat);
     // These end when the heartbeat does, having written the last word.
     tasks.spawn("witness", Class::OneShot, witness::keep(core.state.audit.clone(), cosigned));

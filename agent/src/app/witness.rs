@@ -1,19 +1,28 @@
 //! The hub as a witness of this agent's audit log: what it is shown with each heartbeat, and what
 //! becomes of its cosignature.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use jtnt_proto::{
     checkpoint::{Note, witness_name},
     hub::{AuditHead, AuditRefusal, HeartbeatResponse},
     root::Root,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Audit, AuditError, Offer};
 
 /// Cosigned checkpoints that are not stored yet; an older one is no loss.
 const QUEUE: usize = 1;
+/// Between two heartbeats out of turn.
+const BREATH: Duration = Duration::from_secs(1);
 
 /// Both sides of one heartbeat after another.
 #[derive(Debug, Clone)]
@@ -123,6 +132,26 @@ fn cosigned(root: &Root, note: &str, line: &str) -> Option<String> {
     let keys = role.keyids.iter().filter_map(|id| root.keys.get(id));
     let count = keys.filter(|key| parsed.cosigned_by(&name, key).is_some()).count();
     (count >= usize::from(role.threshold.max(1))).then_some(both)
+}
+
+/// Has the hub see at once what it should, but not more often than it can bear.
+pub(super) async fn hurry(audit: Audit, urgent: Arc<Notify>, stop: CancellationToken) {
+    let mut head = audit.watch();
+    let mut shown = head.borrow().urgent;
+    let hurried = async {
+        while head.changed().await.is_ok() {
+            let now = head.borrow_and_update().urgent;
+            if now > shown {
+                shown = now;
+                urgent.notify_one();
+                sleep(BREATH).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = hurried => {}
+        () = stop.cancelled() => {}
+    }
 }
 
 /// Stores what was cosigned, until nobody brings more.

@@ -78,7 +78,14 @@ impl Log {
         durable::create_dir(&config.dir, DIR_MODE).map_err(|e| fault(&config.dir, &e))?;
         let lock = Lock::take(&config.dir.join("lock"), "the audit log's writer")
             .map_err(|e| AuditError(e.to_string()))?;
-        let last = Head { log_id: String::new(), size: 0, head: ZERO, witnessed: 0, error: None };
+        let last = Head {
+            log_id: String::new(),
+            size: 0,
+            head: ZERO,
+            witnessed: 0,
+            urgent: 0,
+            error: None,
+        };
         let mut log = Self { config, signer, clock, open: None, synced: None, last, _lock: lock };
         let opened = match recover::find(&log.config.dir, &log.signer.public_key())? {
             Some(end) if end.log_id.is_some() => log.resume(end),
@@ -111,8 +118,8 @@ impl Log {
         match &self.open {
             Some(open) if outcome.is_ok() => {
                 let (log_id, size, head) = (open.log_id.clone(), open.size, open.head);
-                let witnessed = self.last.witnessed;
-                self.last = Head { log_id, size, head, witnessed, error: None };
+                let Head { witnessed, urgent, .. } = self.last;
+                self.last = Head { log_id, size, head, witnessed, urgent, error: None };
             }
             _ => {
                 self.open = None;
@@ -129,7 +136,12 @@ impl Log {
         let mut seqs = Vec::with_capacity(records.len());
         for record in records {
             self.turn_day()?;
-            seqs.push(self.write(record)?);
+            let urgent = record.event.is_urgent();
+            let seq = self.write(record)?;
+            seqs.push(seq);
+            if urgent {
+                self.last.urgent = seq + 1;
+            }
             if self.opened()?.pending.len() > MAX_BATCH_BYTES - MAX_LINE_BYTES {
                 self.sync()?;
             }

@@ -115,6 +115,8 @@ pub struct Head {
     pub head: Hash,
     /// Lines of it that a witness has seen.
     pub witnessed: u64,
+    /// Lines up to the last that a witness should see at once.
+    pub urgent: u64,
     /// Why it could not be written the last time; the next record tries again.
     pub error: Option<String>,
 }

@@ -3,11 +3,14 @@
 //! One task, and no state but the backoff: what to say comes from a closure, what was answered
 //! goes to another. So the loop is tested without a hub, and the hub without the loop.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use jtnt_proto::hub::{AuditRefusal, HeartbeatRequest, HeartbeatResponse};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -76,8 +79,13 @@ pub struct Deps<Facts, Answered, Remember> {
 
 /// Beats until `stop`. Waits while the agent is not enrolled, and beats at once when it is, or
 /// when its client is replaced.
-pub async fn run<F, A, R>(deps: Deps<F, A, R>, mut link: Link, stop: CancellationToken)
-where
+/// `urgent`: something that the hub should hear of at once, unless it is away.
+pub async fn run<F, A, R>(
+    deps: Deps<F, A, R>,
+    mut link: Link,
+    urgent: Arc<Notify>,
+    stop: CancellationToken,
+) where
     F: FnMut() -> Saying,
     A: FnMut(HeartbeatResponse),
     R: FnMut(Option<Saved>),
@@ -89,6 +97,7 @@ where
             () = stop.cancelled() => return,
             changed = link.changed() => changed.is_ok(),
             () = sleep(wait) => true,
+            () = urgent.notified(), if heart.is_heard() => true,
         };
         if !changed {
             // Nobody will ever enrol this agent: the rest of it is gone.
@@ -131,6 +140,11 @@ where
         let left = saved.not_before.duration_since(self.deps.clock.now());
         let left = Duration::try_from(left).unwrap_or_default();
         left.min(self.deps.backoff.ceiling())
+    }
+
+    /// Whether the last one was answered, so that another may come out of turn.
+    fn is_heard(&self) -> bool {
+        self.failures_told == 0
     }
 
     /// One heartbeat; returns how long to wait for the next.

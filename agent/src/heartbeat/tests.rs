@@ -141,7 +141,7 @@ async fn the_loop_waits_for_an_enrolment_and_ends_when_nobody_can_enrol() {
     let Rig { heart, status, .. } = rig(None);
     let (link, watched) = watch::channel(None);
     let stop = CancellationToken::new();
-    let beating = run(heart.deps, watched, stop.clone());
+    let beating = run(heart.deps, watched, Arc::default(), stop.clone());
     let scenario = async {
         sleep(Duration::from_secs(3600)).await;
         assert_eq!(*status.borrow(), HeartbeatStatus::default());

@@ -72,7 +72,7 @@ async fn it_begins_when_the_agent_is_enrolled_survives_faults_and_ends_when_told
         assert_eq!(failures, [Some(1), Some(2), None]);
         stop.cancel();
     };
-    tokio::join!(run(deps, watched, stop.clone()), scenario);
+    tokio::join!(run(deps, watched, Arc::default(), stop.clone()), scenario);
     let count = |status| line.metrics.heartbeat.with_label_values(&[status]).get();
     assert_eq!((count("success"), count("error")), (1, 2));
 }
