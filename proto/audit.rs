@@ -13,6 +13,7 @@ use crate::{
     bytes::{Hash, from_base64, to_base64},
     json,
     key::PublicKey,
+    merkle::Frontier,
 };
 
 /// What is signed begins with this, so that the audit key signs nothing else by accident.
@@ -228,6 +229,22 @@ pub struct Line {
 #[must_use]
 pub fn leaf_hash(line: &[u8]) -> Hash {
     Hash(Sha256::new().chain_update([0]).chain_update(line).finalize().into())
+}
+
+/// The tree over all lines before this one, as the first line of a day tells it.
+#[must_use]
+pub fn frontier_of(line: &Line) -> Option<Frontier> {
+    let told = line.details.get("frontier")?.as_array()?;
+    let peaks: Option<Vec<_>> =
+        told.iter().map(|peak| from_base64(peak.as_str()?).map(Hash)).collect();
+    Frontier::of(line.seq, peaks?)
+}
+
+/// A tree as the details of a day's first line hold it: what a file needs to be checked without
+/// those before it.
+#[must_use]
+pub fn frontier_details(frontier: &Frontier) -> Value {
+    frontier.peaks().iter().map(|peak| to_base64(&peak.0)).collect()
 }
 
 /// `prev` as it stands in a line.

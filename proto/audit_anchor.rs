@@ -4,8 +4,8 @@
 use serde_json::Value;
 
 use crate::{
-    audit::Line,
-    bytes::{Hash, from_base64},
+    audit::{Line, frontier_of},
+    bytes::Hash,
     checkpoint::{Checkpoint, Note},
     merkle::Frontier,
 };
@@ -32,13 +32,7 @@ pub(crate) struct Anchor {
     told: bool,
 }
 
-/// The tree's frontier before this line, as the line itself says.
-pub(crate) fn frontier_of(line: &Line) -> Option<Frontier> {
-    let told = line.details.get("frontier")?.as_array()?;
-    let peaks: Option<Vec<_>> =
-        told.iter().map(|peak| from_base64(peak.as_str()?).map(Hash)).collect();
-    Frontier::of(line.seq, peaks?)
-}
+
 
 impl Anchor {
     pub(crate) const fn new(note: Note) -> Self {

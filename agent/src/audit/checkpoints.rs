@@ -40,10 +40,12 @@ impl Checkpoints {
         Self { dir: audit.join("checkpoints").join(log_id), origin }
     }
 
-    /// The newest that this key signed; nothing where there is none that can be believed.
-    pub(super) fn own(&self, key: &PublicKey) -> Option<Note> {
-        let note = Note::parse(&self.read(&self.dir.join(OWN))?).ok()?;
-        (note.checkpoint.origin == self.origin && note.is_signed_by(key)).then_some(note)
+    /// The newest that this key signed, and its text; nothing where there is none that can be
+    /// believed.
+    pub(super) fn own(&self, key: &PublicKey) -> Option<(Note, String)> {
+        let text = self.read(&self.dir.join(OWN))?;
+        let note = Note::parse(&text).ok()?;
+        (note.checkpoint.origin == self.origin && note.is_signed_by(key)).then_some((note, text))
     }
 
     pub(super) fn keep_own(&self, note: &str) -> io::Result<()> {

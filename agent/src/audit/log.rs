@@ -19,7 +19,7 @@ use super::{
     checkpoints::Checkpoints,
     files::{self, DayFile},
     recover::{self, End, fault},
-    tree::{self, Tree},
+    tree::Tree,
 };
 use crate::runtime::{
     clock::SharedClock, durable, entropy::Entropy, lock::Lock, signer::AuditSigner,
@@ -213,7 +213,7 @@ impl Log {
         open.length = open.file.metadata().map_err(|e| fault(&open.day.path, &e))?.len();
         let key = self.signer.public_key();
         let own = self.checkpoints(&open.log_id).own(&key);
-        let sure = own.map(|note| (note.checkpoint.size, note.checkpoint.root));
+        let sure = own.map(|(own, _)| (own.checkpoint.size, own.checkpoint.root));
         match Tree::open(&self.config.dir, &open.log_id, open.size, (sure, &key)) {
             Ok(tree) => open.tree = Some(tree),
             Err(error) => tracing::error!(%error, "the audit log gets no checkpoints"),
@@ -258,7 +258,7 @@ impl Log {
         }
         // All lines before this one are on disk: a day begins after a sync.
         if let Some(tree) = &self.opened()?.tree {
-            record = record.detail("frontier", tree::to_details(tree.frontier()));
+            record = record.detail("frontier", format::frontier_details(tree.frontier()));
         }
         self.write(record).map(drop)
     }
@@ -362,13 +362,13 @@ impl Log {
         let failed = |e: io::Error| AuditError(format!("a checkpoint is not durable: {e}"));
         let checkpoint = Checkpoint { origin: self.origin(&log_id), size, root };
         let note = match checkpoints.own(&key) {
-            Some(own) if own.checkpoint == checkpoint => None,
-            _ => Some(checkpoint.sign(&key, |text| signer.sign(text))),
+            Some((own, text)) if own.checkpoint == checkpoint => text,
+            _ => {
+                let note = checkpoint.sign(&key, |text| signer.sign(text));
+                tree.sync().and_then(|()| checkpoints.keep_own(&note)).map_err(failed)?;
+                note
+            }
         };
-        if let Some(note) = &note {
-            tree.sync().and_then(|()| checkpoints.keep_own(note)).map_err(failed)?;
-        }
-        let note = note.unwrap_or_else(|| checkpoint.sign(&key, |text| signer.sign(text)));
         let old_size = since.or_else(|| Some(checkpoints.witnessed()?.size)).unwrap_or(0);
         let proof = tree.since(old_size).map_err(failed)?;
         let proof = proof.ok_or_else(|| {

@@ -9,12 +9,12 @@ use std::{
 };
 
 use jtnt_proto::{
-    audit::{SealedLine, leaf_hash},
-    bytes::{Hash, from_base64, to_base64},
+    audit::{SealedLine, frontier_of, leaf_hash},
+    bytes::Hash,
     key::PublicKey,
     merkle::{self, Frontier, Kept},
 };
-use serde_json::Value;
+
 
 use super::{
     FILE_MODE,
@@ -170,19 +170,8 @@ fn first_line(day: &DayFile, key: &PublicKey) -> io::Result<Option<First>> {
     let Some(raw) = reader::first_line(&day.path)? else { return Ok(None) };
     let Ok(line) = SealedLine::parse(&raw) else { return Ok(None) };
     let seq = line.line.seq;
-    let told = line.line.details.get("frontier").filter(|_| line.is_signed_by(key));
-    Ok(Some(First { seq, frontier: told.and_then(|told| from_details(seq, told)) }))
-}
-
-fn from_details(size: u64, told: &Value) -> Option<Frontier> {
-    let peaks: Option<Vec<_>> =
-        told.as_array()?.iter().map(|peak| from_base64(peak.as_str()?).map(Hash)).collect();
-    Frontier::of(size, peaks?)
-}
-
-/// A frontier as a line's details hold it: what a file needs to be checked without those before it.
-pub(super) fn to_details(frontier: &Frontier) -> Value {
-    frontier.peaks().iter().map(|peak| to_base64(&peak.0)).collect()
+    let told = frontier_of(&line.line).filter(|_| line.is_signed_by(key));
+    Ok(Some(First { seq, frontier: told }))
 }
 
 #[cfg(test)]
