@@ -32,8 +32,6 @@ pub(crate) struct Anchor {
     told: bool,
 }
 
-
-
 impl Anchor {
     pub(crate) const fn new(note: Note) -> Self {
         Self { note, tree: None, agrees: false, unknown: None, told: false }

@@ -6,6 +6,8 @@
 
 pub mod audit;
 mod audit_anchor;
+pub mod audit_export;
+pub mod audit_proof;
 pub mod audit_verify;
 pub mod bytes;
 pub mod checkpoint;

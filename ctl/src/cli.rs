@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
 use jtnt_proto::audit::Event;
 
 use crate::connect::{DEFAULT_SOCKET, Target};
@@ -347,20 +347,46 @@ pub enum Audit {
     /// the key, or the end of a line that a crash cut off. Whether the newest lines were cut off
     /// as a whole, no file can tell; that is said and is no fault. A checkpoint can: the agent compares
     /// with the newest that its hub has cosigned, and --anchor with one of yours.
+    ///
+    /// The folder of an export is checked as a whole, by what it holds where nothing else is given.
+    #[command(group(ArgGroup::new("given").args(["files", "proof"])))]
     Verify {
-        /// Log files
+        /// Log files, or the folder of an export
         #[arg(value_name = "FILE")]
         files: Vec<PathBuf>,
+        /// The proof of one line, as `audit prove` writes it
+        #[arg(long, value_name = "FILE", conflicts_with = "anchor")]
+        proof: Option<PathBuf>,
         /// The agent's audit.pub, to check files without an agent
-        #[arg(long, value_name = "FILE", requires = "files")]
+        #[arg(long, value_name = "FILE", requires = "given")]
         key: Option<PathBuf>,
         /// A checkpoint that somebody else has kept, best from the hub: lines that were cut off or
         /// written anew show by it
         #[arg(long, value_name = "FILE", requires = "files")]
         anchor: Option<PathBuf>,
         /// The key of a witness that must have cosigned it, as NAME+HASH+KEY
-        #[arg(long, value_name = "KEY", requires = "anchor")]
+        #[arg(long, value_name = "KEY", requires = "given")]
         witness: Vec<String>,
+    },
+    /// Prove that one line is in the log, by a file that needs neither log nor agent
+    ///
+    /// Printed is a proof (C2SP tlog-proof): the line, the hashes from it up to the root, and the
+    /// newest checkpoint that the hub has cosigned, if it covers the line. Whoever has it checks it by
+    /// `audit verify --proof FILE --key audit.pub --witness KEY`.
+    Prove {
+        /// The line's seq, as `audit list` shows it
+        #[arg(value_name = "SEQ")]
+        seq: u64,
+    },
+    /// Write the whole log into a folder, with all that is needed to check it without an agent
+    ///
+    /// The lines as they were signed, the checkpoints that the hub has cosigned, the keys, and a
+    /// manifest of all files. Whoever has it checks it by `audit verify DIR`, best with --key from a
+    /// copy taken at enrolment and --witness from the hub.
+    Export {
+        /// The folder, which must not exist yet
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
     },
     /// Remove files older than the retention
     Clean,

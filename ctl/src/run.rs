@@ -163,7 +163,9 @@ fn needs_daemon(command: &Command) -> bool {
             | Command::Man { .. }
             | Command::Policy(Policy::Lint { .. })
             | Command::Audit(
-                Audit::Verify { key: Some(_), .. } | Audit::Verify { anchor: Some(_), .. }
+                Audit::Verify { key: Some(_), .. }
+                    | Audit::Verify { anchor: Some(_), .. }
+                    | Audit::Verify { proof: Some(_), .. }
             )
     )
 }

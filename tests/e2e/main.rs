@@ -23,6 +23,8 @@ mod commands;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod evidence;
+#[cfg(test)]
 mod happy;
 #[cfg(test)]
 mod key_devices;

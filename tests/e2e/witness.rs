@@ -20,7 +20,7 @@ fn seen(site: &Site) -> Option<SeenLog> {
 }
 
 /// Waits until the hub has seen all lines that the agent has.
-async fn witnessed(site: &Site) -> u64 {
+pub(crate) async fn witnessed(site: &Site) -> u64 {
     let all = eventually("the hub has seen the log", async || {
         let status = site.home.asked(&["status"]).await.map_err(|f| f.to_string())?;
         let audit = &status["audit"];

@@ -71,6 +71,14 @@ def reads(job, output, program):
             lambda a: any(job in line(answer) for answer in a),
         ),
         "AuditService/TailLines": ({"lines": 1}, lambda a: line(a[0]).endswith('"}')),
+        "AuditService/ProveLine": (
+            {"seq": 0},
+            lambda a: a[0]["proof"].startswith("c2sp.org/tlog-proof@v1\n"),
+        ),
+        "AuditService/ExportLog": (
+            {},
+            lambda a: [p["file"]["name"] for p in a if "file" in p][-1] == "manifest.json",
+        ),
         "AuditService/VerifyLog": (
             {},
             lambda a: a[-1]["summary"]["verdict"] == "OK",
@@ -130,6 +138,7 @@ def refusals(job):
         ("PolicyService/DiffPolicy", {"document": "{"}, grpc.StatusCode.INVALID_ARGUMENT),
         ("AgentService/SetLogLevel", {"level": "loud"}, grpc.StatusCode.INVALID_ARGUMENT),
         ("AuditService/VerifyLog", {"files": ["../keys/audit.key"]}, grpc.StatusCode.NOT_FOUND),
+        ("AuditService/ProveLine", {"seq": 1 << 40}, grpc.StatusCode.NOT_FOUND),
     ]
 
 

@@ -118,6 +118,8 @@ pub const METHODS: &[Method] = &[
     slow("/jtnt.admin.v1.AuditService/ListLines", Operate, Read),
     slow("/jtnt.admin.v1.AuditService/TailLines", Operate, Read),
     slow("/jtnt.admin.v1.AuditService/VerifyLog", Operate, Nothing),
+    slow("/jtnt.admin.v1.AuditService/ProveLine", Operate, Read),
+    slow("/jtnt.admin.v1.AuditService/ExportLog", Operate, Read),
     slow("/jtnt.admin.v1.AuditService/CleanLog", Admin, Change),
     quick("/jtnt.admin.v1.CacheService/GetCache", Operate, Nothing),
     slow("/jtnt.admin.v1.CacheService/CleanCache", Admin, Change),

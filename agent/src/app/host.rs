@@ -39,7 +39,13 @@ const fn works_alone(command: &Command) -> bool {
     matches!(
         command,
         Command::Cert(Cert::Check { prove: false } | Cert::Plan | Cert::Rollback { .. })
-            | Command::Audit(Audit::List { .. } | Audit::Verify { .. } | Audit::Clean)
+            | Command::Audit(
+                Audit::List { .. }
+                    | Audit::Verify { .. }
+                    | Audit::Prove { .. }
+                    | Audit::Export { .. }
+                    | Audit::Clean
+            )
             | Command::Cache(Cache::Status | Cache::Clean)
             | Command::Jobs(Jobs::List { .. } | Jobs::Show { .. } | Jobs::Logs { .. })
             | Command::Policy(

@@ -62,6 +62,18 @@ impl Checkpoints {
         is_ours.then_some(Witnessed { size, note })
     }
 
+    /// All that a witness cosigned, each with the name of its file.
+    pub(super) fn all(&self) -> io::Result<Vec<(String, String)>> {
+        if !self.dir.try_exists()? {
+            return Ok(Vec::new());
+        }
+        let named = |(_, _, path): (Date, u64, PathBuf)| {
+            let name = path.file_name()?.to_str()?.to_owned();
+            Some((name, self.read(&path)?))
+        };
+        Ok(self.list()?.into_iter().filter_map(named).collect())
+    }
+
     /// Keeps one, in place of an earlier one of this day.
     pub(super) fn keep_witnessed(&self, day: Date, size: u64, note: &str) -> io::Result<()> {
         durable::create_dir(&self.dir, DIR_MODE)?;

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Write as _},
+    io::Write as _,
     sync::Arc,
 };
 
@@ -10,13 +10,11 @@ use jiff::civil::Date;
 use jtnt_proto::{
     audit::{self as format, Event, Line, MAX_LINE_BYTES, ZERO},
     bytes::Hash,
-    checkpoint::{self, Checkpoint, Note},
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{
-    AuditError, Cleaned, Config, FILE_MODE, Head, Offer, Record,
-    checkpoints::Checkpoints,
+    AuditError, Config, FILE_MODE, Head, Record,
     files::{self, DayFile},
     recover::{self, End, fault},
     tree::Tree,
@@ -33,32 +31,32 @@ const CUT_CHARS: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Log {
-    config: Config,
-    signer: Arc<dyn AuditSigner>,
-    clock: SharedClock,
+    pub(super) config: Config,
+    pub(super) signer: Arc<dyn AuditSigner>,
+    pub(super) clock: SharedClock,
     /// `None` after a failure, until the end was looked at anew.
-    open: Option<Open>,
+    pub(super) open: Option<Open>,
     /// The file that was last synced, and its length then.
     synced: Option<(DayFile, u64)>,
-    last: Head,
+    pub(super) last: Head,
     _lock: Lock,
 }
 
 /// A file that can be appended to, and the chain at its end.
 #[derive(Debug)]
-struct Open {
-    day: DayFile,
+pub(super) struct Open {
+    pub(super) day: DayFile,
     file: File,
     /// Bytes in the file.
     length: u64,
-    log_id: String,
-    size: u64,
-    head: Hash,
+    pub(super) log_id: String,
+    pub(super) size: u64,
+    pub(super) head: Hash,
     /// Lines that are sealed and not yet written, and their leaf hashes.
     pending: Vec<u8>,
     leaves: Vec<Hash>,
     /// Nothing where it cannot be had: then there are lines, and no checkpoints of them.
-    tree: Option<Tree>,
+    pub(super) tree: Option<Tree>,
 }
 
 impl Open {
@@ -107,14 +105,8 @@ impl Log {
         self.settle(outcome)
     }
 
-    /// See [`super::Audit::clean`].
-    pub(super) fn clean(&mut self) -> Result<Cleaned, AuditError> {
-        let outcome = self.try_clean();
-        self.settle(outcome)
-    }
-
     /// After a failure the file's end is unknown, so nothing is kept of what was assumed of it.
-    fn settle<T>(&mut self, outcome: Result<T, AuditError>) -> Result<T, AuditError> {
+    pub(super) fn settle<T>(&mut self, outcome: Result<T, AuditError>) -> Result<T, AuditError> {
         match &self.open {
             Some(open) if outcome.is_ok() => {
                 let (log_id, size, head) = (open.log_id.clone(), open.size, open.head);
@@ -174,7 +166,7 @@ impl Log {
     }
 
     /// Looks at the files anew after a failure.
-    fn recover(&mut self) -> Result<(), AuditError> {
+    pub(super) fn recover(&mut self) -> Result<(), AuditError> {
         let dir = &self.config.dir;
         if let Some((last, length)) = &self.synced {
             for day in files::list(dir).map_err(|e| fault(dir, &e))? {
@@ -223,12 +215,12 @@ impl Log {
     }
 
     /// The civil day of the machine.
-    fn today(&self) -> Date {
+    pub(super) fn today(&self) -> Date {
         self.config.zone.to_datetime(self.clock.now()).date()
     }
 
     /// Closes the day's file when a later day has come. A clock set back stays in the newest file.
-    fn turn_day(&mut self) -> Result<(), AuditError> {
+    pub(super) fn turn_day(&mut self) -> Result<(), AuditError> {
         let today = self.today();
         let Some(day) = self.open.as_ref().map(|o| o.day.clone()).filter(|day| day.day < today)
         else {
@@ -263,41 +255,8 @@ impl Log {
         self.write(record).map(drop)
     }
 
-    fn try_clean(&mut self) -> Result<Cleaned, AuditError> {
-        if self.open.is_none() {
-            self.recover()?;
-        }
-        let days = i64::from(self.config.retention_days);
-        let keep = self.today().saturating_sub(jiff::SignedDuration::from_hours(24 * days));
-        let current = self.opened()?.day.clone();
-        let dir = self.config.dir.clone();
-        let listed = files::list(&dir).map_err(|e| fault(&dir, &e))?;
-        let old: Vec<_> =
-            listed.into_iter().filter(|d| d.day < keep && d.day < current.day).collect();
-        // A record holds so many files and no more; the rest go with the next cleaning.
-        let old: Vec<_> = old.into_iter().take(MAX_PRUNED).collect();
-        if old.is_empty() {
-            return Ok(Cleaned::default());
-        }
-        let mut cleaned = Cleaned::default();
-        let mut described = Vec::new();
-        for day in &old {
-            described.push(describe(day, &mut cleaned).map_err(|e| fault(&day.path, &e))?);
-        }
-        self.turn_day()?;
-        self.write(Record::of(Event::Prune).detail("files", described))?;
-        self.sync()?;
-        for day in &old {
-            let torn = files::torn_of(&dir, day).map_err(|e| fault(&dir, &e))?;
-            for path in torn.iter().chain([&day.path]) {
-                durable::remove(path).map_err(|e| fault(path, &e))?;
-            }
-        }
-        Ok(cleaned)
-    }
-
     /// Seals a line behind the chain; it is on disk after the next [`Self::sync`].
-    fn write(&mut self, record: Record) -> Result<u64, AuditError> {
+    pub(super) fn write(&mut self, record: Record) -> Result<u64, AuditError> {
         let (timestamp, agent_id) = (self.clock.now(), self.config.agent_id.clone());
         let signer = Arc::clone(&self.signer);
         let open = self.opened()?;
@@ -327,7 +286,7 @@ impl Log {
         Ok(open.size - 1)
     }
 
-    fn sync(&mut self) -> Result<(), AuditError> {
+    pub(super) fn sync(&mut self) -> Result<(), AuditError> {
         let open = self.opened()?;
         if open.pending.is_empty() {
             return Ok(());
@@ -346,66 +305,10 @@ impl Log {
         Ok(())
     }
 
-    /// See [`super::Audit::checkpoint`].
-    pub(super) fn checkpoint(&mut self, since: Option<u64>) -> Result<Offer, AuditError> {
-        if self.open.as_ref().is_none_or(|open| open.tree.is_none()) {
-            let recovered = self.recover();
-            self.settle(recovered)?;
-        }
-        let (key, signer) = (self.signer.public_key(), Arc::clone(&self.signer));
-        let open = self.opened()?;
-        let (log_id, head) = (open.log_id.clone(), open.head);
-        let checkpoints = self.checkpoints(&log_id);
-        let tree = self.open.as_ref().and_then(|open| open.tree.as_ref());
-        let tree = tree.ok_or_else(|| AuditError("its tree cannot be had; see the log".into()))?;
-        let (size, root) = (tree.frontier().size(), tree.frontier().root());
-        let failed = |e: io::Error| AuditError(format!("a checkpoint is not durable: {e}"));
-        let checkpoint = Checkpoint { origin: self.origin(&log_id), size, root };
-        let note = match checkpoints.own(&key) {
-            Some((own, text)) if own.checkpoint == checkpoint => text,
-            _ => {
-                let note = checkpoint.sign(&key, |text| signer.sign(text));
-                tree.sync().and_then(|()| checkpoints.keep_own(&note)).map_err(failed)?;
-                note
-            }
-        };
-        let old_size = since.or_else(|| Some(checkpoints.witnessed()?.size)).unwrap_or(0);
-        let proof = tree.since(old_size).map_err(failed)?;
-        let proof = proof.ok_or_else(|| {
-            AuditError(format!("it has {size} lines, and a witness has seen {old_size}"))
-        })?;
-        Ok(Offer { log_id, size, head, note, old_size, proof })
-    }
-
-    /// See [`super::Audit::witnessed`].
-    pub(super) fn witnessed(&mut self, note: &str) -> Result<(), AuditError> {
-        let refused = |why: &str| AuditError(format!("a cosigned checkpoint is not kept: {why}"));
-        let checkpoint = Note::parse(note).map_err(refused)?.checkpoint;
-        let log_id = self.opened()?.log_id.clone();
-        if checkpoint.origin != self.origin(&log_id) {
-            return Err(refused("it is another log's"));
-        }
-        let kept = self.checkpoints(&log_id).keep_witnessed(self.today(), checkpoint.size, note);
-        kept.map_err(|e| refused(&e.to_string()))?;
-        self.last.witnessed = checkpoint.size;
-        Ok(())
-    }
-
-    fn origin(&self, log_id: &str) -> String {
-        checkpoint::origin(&self.config.agent_id, log_id)
-    }
-
-    fn checkpoints(&self, log_id: &str) -> Checkpoints {
-        Checkpoints::of(&self.config.dir, log_id, self.origin(log_id))
-    }
-
-    fn opened(&mut self) -> Result<&mut Open, AuditError> {
+    pub(super) fn opened(&mut self) -> Result<&mut Open, AuditError> {
         self.open.as_mut().ok_or_else(|| AuditError("it is closed after a failure".to_owned()))
     }
 }
-
-/// Files in one prune record: as many as fit a line.
-const MAX_PRUNED: usize = 256;
 
 /// Signs a line; one that is too long loses its details and the end of its texts first.
 fn seal(mut line: Line, signer: &dyn AuditSigner) -> Result<Vec<u8>, AuditError> {
@@ -443,21 +346,6 @@ fn create(day: &DayFile) -> Result<File, AuditError> {
 
 fn append_to(day: &DayFile) -> Result<File, AuditError> {
     OpenOptions::new().append(true).open(&day.path).map_err(|e| fault(&day.path, &e))
-}
-
-/// A file as a prune record shows it.
-fn describe(day: &DayFile, cleaned: &mut Cleaned) -> io::Result<Value> {
-    let (sha256, bytes) = files::digest(&day.path)?;
-    let (first_seq, last_seq) = recover::seqs(&day.path)?;
-    cleaned.files.push(day.name());
-    cleaned.bytes += bytes;
-    let mut shown = json!({"file": day.name(), "sha256": sha256, "bytes": bytes});
-    for (name, seq) in [("first_seq", first_seq), ("last_seq", last_seq)] {
-        if let (Some(seq), Some(shown)) = (seq, shown.as_object_mut()) {
-            shown.insert(name.to_owned(), seq.into());
-        }
-    }
-    Ok(shown)
 }
 
 #[cfg(test)]

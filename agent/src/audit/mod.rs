@@ -8,13 +8,16 @@
 mod checkpoints;
 mod files;
 mod log;
+mod prune;
 pub mod query;
 pub mod reader;
 mod recover;
 mod tree;
+mod witnessing;
 mod writer;
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
@@ -138,6 +141,15 @@ pub struct Offer {
     pub proof: Vec<Hash>,
 }
 
+/// What proves that a line is in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inclusion {
+    /// From the line up to the root.
+    pub hashes: Vec<Hash>,
+    /// The checkpoint that covers it, cosigned where there is such a one.
+    pub note: String,
+}
+
 /// Files that retention removed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cleaned {
@@ -237,6 +249,16 @@ impl Audit {
         answer.await.map_err(|_closed| gone())?
     }
 
+    /// What proves that the line of this number is in the log.
+    ///
+    /// # Errors
+    /// When there is no such line, or the log cannot be read.
+    pub async fn prove(&self, seq: u64) -> Result<Inclusion, AuditError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(writer::Command::Prove(seq, reply)).await?;
+        answer.await.map_err(|_closed| gone())?
+    }
+
     /// The newest checkpoint that a witness cosigned, as it is kept. Blocks.
     #[must_use]
     pub fn anchor(&self, agent_id: &str) -> Option<String> {
@@ -244,6 +266,16 @@ impl Audit {
         let origin = jtnt_proto::checkpoint::origin(agent_id, &log_id);
         let kept = checkpoints::Checkpoints::of(&self.inner.dir, &log_id, origin).witnessed();
         kept.map(|seen| seen.note)
+    }
+
+    /// Every checkpoint that a witness cosigned, by the name of its file, oldest first. Blocks.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn anchors(&self, agent_id: &str) -> io::Result<Vec<(String, String)>> {
+        let log_id = self.head().log_id;
+        let origin = jtnt_proto::checkpoint::origin(agent_id, &log_id);
+        checkpoints::Checkpoints::of(&self.inner.dir, &log_id, origin).all()
     }
 
     /// Where its files are, for [`query`].

@@ -13,7 +13,7 @@ use jiff::{Timestamp, ToSpan as _, tz::TimeZone};
 use jtnt_proto::audit::MAX_LINE_BYTES;
 use serde::Deserialize;
 
-use super::reader::{DayFile, Lines, list};
+use super::reader::{DayFile, Lines, first_line, list};
 
 /// Lines that are handed out at once have at most this many bytes, or are a single line.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -136,6 +136,36 @@ impl Scan {
         }
         Ok(Some(batch))
     }
+}
+
+/// The line of this number, as it stands in its file; `None` where no file holds it.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn line_of(dir: &Path, seq: u64) -> io::Result<Option<Vec<u8>>> {
+    for day in list(dir)?.into_iter().rev() {
+        let first = first_line(&day.path)?.and_then(|raw| seq_of(&raw));
+        // A file that does not begin with a line holds none that could be proven.
+        if first.is_none_or(|first| first > seq) {
+            continue;
+        }
+        for line in open(&day.path)?.into_iter().flatten() {
+            let line = line?;
+            if line.whole && seq_of(&line.bytes) == Some(seq) {
+                return Ok(Some(line.bytes));
+            }
+        }
+        return Ok(None);
+    }
+    Ok(None)
+}
+
+fn seq_of(raw: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Numbered {
+        seq: u64,
+    }
+    serde_json::from_slice::<Numbered>(raw).ok().map(|line| line.seq)
 }
 
 /// `None` when retention has removed it meanwhile.

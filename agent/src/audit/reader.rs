@@ -84,6 +84,26 @@ pub fn whole(path: &Path) -> io::Result<u64> {
     Ok(last.map_or(if from == 0 { 0 } else { end }, |at| from + at as u64 + 1))
 }
 
+/// Every day's file, oldest first, with the bytes of it that count at this moment. The agent may be
+/// writing the next line, which is no torn one, unless a write of its own has `failed`.
+///
+/// # Errors
+/// When they cannot be looked at.
+pub fn snapshot(dir: &Path, failed: bool) -> io::Result<Vec<(DayFile, u64)>> {
+    let mut days = list(dir)?;
+    let newest = days.pop();
+    let mut all = Vec::new();
+    for day in days {
+        let bytes = length(&day.path)?;
+        all.push((day, bytes));
+    }
+    if let Some(day) = newest {
+        let bytes = if failed { length(&day.path) } else { whole(&day.path) }?;
+        all.push((day, bytes));
+    }
+    Ok(all)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,12 +9,11 @@ use std::{
 };
 
 use jtnt_proto::{
-    audit::{SealedLine, frontier_of, leaf_hash},
+    audit::{SealedLine, ZERO, frontier_of, leaf_hash},
     bytes::Hash,
     key::PublicKey,
     merkle::{self, Frontier, Kept},
 };
-
 
 use super::{
     FILE_MODE,
@@ -37,7 +36,9 @@ impl Kept for Hashes {
     fn at(&self, place: u64) -> io::Result<Hash> {
         let mut hash = [0; 32];
         self.0.read_exact_at(&mut hash, place.saturating_mul(HASH_BYTES))?;
-        Ok(Hash(hash))
+        // Nothing has this hash: what was written behind it left a hole.
+        let known = Some(Hash(hash)).filter(|hash| *hash != ZERO);
+        known.ok_or_else(|| gone("the lines that it was made from are gone".to_owned()))
     }
 }
 
@@ -153,6 +154,12 @@ impl Tree {
     /// That it was a tree of `old` lines once; nothing where it has fewer.
     pub(super) fn since(&self, old: u64) -> io::Result<Option<Vec<Hash>>> {
         merkle::consistency(&self.hashes, old, self.frontier.size())
+    }
+
+    /// That line `seq` is one of the first `size`; nothing where it is not.
+    pub(super) fn inclusion(&self, seq: u64, size: u64) -> io::Result<Option<Vec<Hash>>> {
+        let size = size.min(self.frontier.size());
+        merkle::inclusion(&self.hashes, seq, size)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{AuditError, Cleaned, Head, Offer, Record, log::Log};
+use super::{AuditError, Cleaned, Head, Inclusion, Offer, Record, log::Log};
 
 /// Lines in one batch.
 const BATCH: usize = 256;
@@ -15,6 +15,7 @@ pub(super) enum Command {
     Clean(Reply<Cleaned>),
     Checkpoint(Option<u64>, Reply<Offer>),
     Witnessed(String, Reply<()>),
+    Prove(u64, Reply<Inclusion>),
 }
 
 /// Serves until the last handle is gone.
@@ -28,9 +29,10 @@ pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch
                     records.push(*record);
                     replies.push(reply);
                 }
-                other @ (Command::Clean(_) | Command::Checkpoint(..) | Command::Witnessed(..)) => {
-                    others.push(other);
-                }
+                other @ (Command::Clean(_)
+                | Command::Checkpoint(..)
+                | Command::Witnessed(..)
+                | Command::Prove(..)) => others.push(other),
             }
             if records.len() < BATCH {
                 next = queue.try_recv().ok();
@@ -62,6 +64,9 @@ pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch
                 }
                 Command::Checkpoint(since, reply) => {
                     let _gone = reply.send(log.checkpoint(since));
+                }
+                Command::Prove(seq, reply) => {
+                    let _gone = reply.send(log.prove(seq));
                 }
                 Command::Witnessed(note, reply) => {
                     let kept = log.witnessed(&note);

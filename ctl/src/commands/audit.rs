@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use jtnt_proto::admin::v1 as pb;
 use tonic::transport::Channel;
 
-use super::{show, verify};
+use super::{evidence, show, verify};
 use crate::{
     Exit, Failure,
     cli::Audit,
@@ -28,9 +28,15 @@ pub(super) async fn run(session: &mut Session<'_>, command: Audit) -> Outcome {
             list(session, request).await
         }
         Audit::Tail { lines } => tail(session, lines).await,
-        Audit::Verify { files, key, anchor, witness } => {
-            verify::run(session, files, verify::By { key, anchor, witness }).await
+        Audit::Verify { files, proof, key, anchor, witness } => {
+            let by = verify::By { key, anchor, witness, from_export: false };
+            match proof {
+                Some(proof) => evidence::check(session, &proof, &by),
+                None => verify::run(session, files, by).await,
+            }
         }
+        Audit::Prove { seq } => evidence::prove(session, seq).await,
+        Audit::Export { out } => evidence::export(session, &out).await,
         Audit::Clean => {
             let mut client = Client::new(session.channel()?);
             let request = session.ask(pb::CleanLogRequest {});

@@ -5,6 +5,7 @@ mod audit;
 mod cache;
 mod cert;
 mod diff;
+mod evidence;
 mod jobs;
 mod lint;
 mod policy;

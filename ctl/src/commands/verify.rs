@@ -17,53 +17,83 @@ use jtnt_proto::{
 };
 use tokio::time::Instant;
 
-use super::{policy::read, show};
+use super::{evidence, policy::read, show};
 use crate::{
     Exit, Failure,
     output::audit::Report,
     run::{Outcome, Session},
 };
 
-/// A public key is 44 characters; a file that holds more than this is none.
-const MAX_KEY_BYTES: u64 = 1024;
+/// A public key is 44 characters, and an agent has a new one now and then.
+const MAX_KEY_BYTES: u64 = 4096;
 const MAX_NOTE_BYTES: u64 = MAX_BYTES as u64;
 const CHUNK_BYTES: usize = 256 * 1024;
 /// Shorter work is done before a bar could be read.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// What files are checked by.
+#[derive(Debug, Default)]
 pub(super) struct By {
     pub(super) key: Option<PathBuf>,
     pub(super) anchor: Option<PathBuf>,
     pub(super) witness: Vec<String>,
+    /// The key comes with the log, so it cannot tell whose the log is.
+    pub(super) from_export: bool,
 }
 
 impl By {
     fn verifier(&self) -> Result<Verifier, Failure> {
-        let key = self.key.as_deref().map(read_key).transpose()?;
-        let verifier = Verifier::new(key);
+        let verifier = Verifier::new(self.keys()?.pop());
         let Some(anchor) = &self.anchor else { return Ok(verifier) };
         let what = format!("take the checkpoint from {}", anchor.display());
         let wrong = |why: &str| Failure::new(Exit::Usage, what.clone(), why);
         let text = String::from_utf8(read(anchor, MAX_NOTE_BYTES)?);
         let text = text.map_err(|_not_text| wrong("it is not text"))?;
         let note = Note::parse(&text).map_err(wrong)?;
+        Ok(verifier.with_anchor(note, self.witnesses()?))
+    }
+
+    /// The keys in its file, the newest last.
+    pub(super) fn keys(&self) -> Result<Vec<PublicKey>, Failure> {
+        self.key.as_deref().map_or_else(|| Ok(Vec::new()), read_keys)
+    }
+
+    /// Those who may have seen the log.
+    pub(super) fn witnesses(&self) -> Result<Vec<(String, PublicKey)>, Failure> {
         let witnesses = self.witness.iter().map(|key| parse_witness(key)).collect::<Option<_>>();
-        let witnesses = witnesses.ok_or_else(|| {
+        witnesses.ok_or_else(|| {
             Failure::new(Exit::Usage, "use --witness", "it is no key of a witness")
                 .advise("NAME+HASH+KEY, as `jtnt-hub-mock witness` prints it")
-        })?;
-        Ok(verifier.with_anchor(note, witnesses))
+        })
     }
 }
 
-pub(super) async fn run(session: &mut Session<'_>, files: Vec<PathBuf>, by: By) -> Outcome {
+pub(super) async fn run(session: &mut Session<'_>, mut files: Vec<PathBuf>, mut by: By) -> Outcome {
+    let mut found = Vec::new();
+    if let [dir] = files.as_slice()
+        && dir.is_dir()
+    {
+        (files, by, found) = evidence::opened(dir, by)?;
+    } else if by.anchor.is_none() && !by.witness.is_empty() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "use --witness",
+            "there is no checkpoint to look at",
+        )
+        .advise("it goes with --anchor, --proof or the folder of an export")
+        .into());
+    }
     // A bare name is a file of the daemon's; a path is the caller's own.
     let bare = |file: &PathBuf| file.components().count() == 1;
     let own = by.key.is_some() || by.anchor.is_some() || !files.iter().all(bare);
-    let report =
-        if own { here(session, files, by.verifier()?)? } else { daemon(session, &files).await? };
-    show(session, &report, |color| report.text(color))?;
+    let mut report = if own { here(session, files, &by)? } else { daemon(session, &files).await? };
+    report.add_files(found.into_iter().map(Into::into));
+    tell(session, &report)
+}
+
+/// Shows what a check came to, and ends accordingly.
+pub(super) fn tell(session: &mut Session<'_>, report: &Report) -> Outcome {
+    show(session, report, |color| report.text(color))?;
     Ok(match report.verdict.as_str() {
         "OK" => Exit::Done,
         "INCOMPLETE" => Exit::Incomplete,
@@ -98,11 +128,8 @@ async fn daemon(session: &Session<'_>, files: &[PathBuf]) -> Result<Report, Fail
     Err(Failure::new(Exit::Incomplete, WHAT, "the daemon's answer ends before its verdict"))
 }
 
-fn here(
-    session: &Session<'_>,
-    files: Vec<PathBuf>,
-    mut verifier: Verifier,
-) -> Result<Report, Failure> {
+fn here(session: &Session<'_>, files: Vec<PathBuf>, by: &By) -> Result<Report, Failure> {
+    let mut verifier = by.verifier()?;
     let files = in_order(files)?;
     let total = files.iter().map(|file| file.bytes).sum();
     let mut bar = Bar::new(session, total);
@@ -127,7 +154,12 @@ fn here(
         verifier.end_file().into_iter().for_each(|finding| report.add(finding.into()));
     }
     verifier.end().into_iter().for_each(|finding| report.add(finding.into()));
-    report.conclude_here(verifier.finish());
+    let mut summary = verifier.finish();
+    if by.from_export {
+        let why = "whose log this is: the key came with it; give --key to know";
+        summary.unknown.push(why.to_owned());
+    }
+    report.conclude_here(summary);
     Ok(report)
 }
 
@@ -156,16 +188,15 @@ fn in_order(paths: Vec<PathBuf>) -> Result<Vec<LogFile>, Failure> {
     Ok(files)
 }
 
-/// Reads `audit.pub`: one line of base64.
-fn read_key(path: &Path) -> Result<PublicKey, Failure> {
-    let bytes = read(path, MAX_KEY_BYTES)?;
-    std::str::from_utf8(&bytes).ok().and_then(|text| PublicKey::parse(text.trim())).ok_or_else(
-        || {
-            let why = "it is not 44 characters of base64 with an Ed25519 public key";
-            Failure::new(Exit::Usage, format!("take the key from {}", path.display()), why)
-                .advise("the agent writes it to audit/audit.pub in its data directory")
-        },
-    )
+/// Reads `audit.pub`: a line of base64 for each key that the agent has had, the newest last.
+fn read_keys(path: &Path) -> Result<Vec<PublicKey>, Failure> {
+    let text = String::from_utf8(read(path, MAX_KEY_BYTES)?).unwrap_or_default();
+    let keys: Option<Vec<_>> = text.lines().map(|line| PublicKey::parse(line.trim())).collect();
+    keys.filter(|keys| !keys.is_empty()).ok_or_else(|| {
+        let why = "it is not 44 characters of base64 with an Ed25519 public key";
+        Failure::new(Exit::Usage, format!("take the key from {}", path.display()), why)
+            .advise("the agent writes it to audit/audit.pub in its data directory")
+    })
 }
 
 /// A bar that only a terminal sees, and only when there is time to look at it.

@@ -90,6 +90,9 @@ pub(crate) struct Report {
     /// Findings beyond those listed.
     #[serde(skip_serializing_if = "is_zero")]
     pub(crate) more_findings: u64,
+    /// The line that a proof is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proven: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
@@ -100,6 +103,19 @@ fn is_zero(n: &u64) -> bool {
 impl Report {
     /// The most findings a report lists; a log without a true line has one for every line.
     const MAX_FINDINGS: usize = 1_000;
+
+    /// Of a proof of this line.
+    pub(crate) fn of_line(raw: &[u8]) -> Self {
+        Self { proven: Some(String::from_utf8_lossy(raw).into_owned()), ..Self::default() }
+    }
+
+    /// What is wrong with the files themselves.
+    pub(crate) fn add_files(&mut self, found: impl Iterator<Item = Finding>) {
+        for finding in found {
+            "TAMPERED".clone_into(&mut self.verdict);
+            self.add(finding);
+        }
+    }
 
     pub(crate) fn add(&mut self, finding: Finding) {
         if self.findings.len() < Self::MAX_FINDINGS {
@@ -150,17 +166,47 @@ impl Report {
             _ => Tone::Bad,
         };
         let seqs = match (self.first_seq, self.last_seq) {
+            (Some(first), Some(_)) if self.proven.is_some() => format!(", seq {first}"),
             (Some(first), Some(last)) => format!(", seq {first} to {last}"),
             _ => String::new(),
         };
         let (lines, files) = (self.lines, self.files);
         let verdict = word(&self.verdict, tone, color);
         let size = format!("{} in {}", human::count(lines, "line"), human::count(files, "file"));
-        out.push_str(&format!("{verdict}: {size}{seqs}\n"));
+        match &self.proven {
+            Some(raw) => {
+                out.push_str(&format!("{}{}", headings(), line(raw.as_bytes(), color)));
+                out.push_str(&format!("{verdict}: a proof of one line{seqs}\n"));
+            }
+            None => out.push_str(&format!("{verdict}: {size}{seqs}\n")),
+        }
         for unknown in &self.unknown {
             out.push_str(&format!("not known: {}\n", clean(unknown)));
         }
         out
+    }
+}
+
+/// The JSON of `audit prove`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Proven<'a> {
+    pub(crate) seq: u64,
+    pub(crate) proof: &'a str,
+}
+
+/// The JSON of `audit export`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Export {
+    pub(crate) out: String,
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Export {
+    pub(crate) fn text(&self) -> String {
+        let Self { out, files, bytes } = self;
+        let (out, files, size) = (clean(out), human::count(*files, "file"), human::bytes(*bytes));
+        format!("{files}, {size}, in {out}\ncheck it with: jtntctl audit verify {out}\n")
     }
 }
 

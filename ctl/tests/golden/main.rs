@@ -120,6 +120,10 @@ fn audit() {
             "audit tail -n 1",
             "audit verify",
             "audit verify -o json",
+            "audit verify --witness x+y+z audit-2026-01-02.log",
+            "audit prove 7",
+            "audit prove 7 -o json",
+            "audit export --out /",
             "audit clean",
             "audit clean -o json",
         ]
@@ -146,6 +150,16 @@ fn jobs() {
 }
 
 #[test]
+fn an_export_stays_in_its_folder_whatever_the_daemon_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let said = transcript(World::Well, &[&format!("audit export --out {}", out.display())]);
+    assert!(said.contains("it sends a file that is named \"../audit.pub\""), "{said}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the folder itself");
+    assert_eq!(std::fs::read_dir(out).unwrap().count(), 0);
+}
+
+#[test]
 fn cache() {
     assert_snapshot!(transcript(
         World::Well,
@@ -153,7 +167,7 @@ fn cache() {
     ));
 }
 
-const ONE_OF_EACH: [&str; 27] = [
+const ONE_OF_EACH: [&str; 28] = [
     "status",
     "status --watch",
     "health",
@@ -176,6 +190,7 @@ const ONE_OF_EACH: [&str; 27] = [
     "policy learn j",
     "audit list",
     "audit verify",
+    "audit prove 7",
     "audit clean",
     "jobs list",
     "jobs logs j",

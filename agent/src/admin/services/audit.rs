@@ -21,7 +21,11 @@ use tokio::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Answer, Deps, Many, blocking, while_running};
+use super::{
+    Answer, Deps, Many, blocking,
+    evidence::{self, Export},
+    while_running,
+};
 use crate::{
     admin::error,
     audit::{
@@ -44,7 +48,7 @@ const MAX_KEY_BYTES: u64 = 1024;
 pub(super) struct Audit(pub(super) Deps);
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
-fn unreadable(error: io::Error) -> Status {
+pub(super) fn unreadable(error: io::Error) -> Status {
     error::internal(format!("the audit log cannot be read: {error}"))
 }
 
@@ -52,6 +56,7 @@ fn unreadable(error: io::Error) -> Status {
 impl AuditService for Audit {
     type ListLinesStream = Many<pb::ListLinesResponse>;
     type TailLinesStream = Many<pb::TailLinesResponse>;
+    type ExportLogStream = Many<pb::ExportLogResponse>;
     type VerifyLogStream = Many<pb::VerifyLogResponse>;
 
     async fn list_lines(
@@ -140,6 +145,29 @@ impl AuditService for Audit {
                 check = back;
                 stepped.map_err(unreadable)?;
             }
+        }))))
+    }
+
+    async fn prove_line(
+        &self,
+        request: Request<pb::ProveLineRequest>,
+    ) -> Answer<pb::ProveLineResponse> {
+        let proof = evidence::prove(&self.0, request.into_inner().seq).await?;
+        Ok(Response::new(pb::ProveLineResponse { proof }))
+    }
+
+    async fn export_log(&self, _: Request<pb::ExportLogRequest>) -> Answer<Self::ExportLogStream> {
+        let deps = self.0.clone();
+        let begun = blocking(move || Export::of(&deps)).await?;
+        let export = begun.map_err(unreadable)?;
+        Ok(Response::new(Box::pin(stream::try_unfold(export, |mut export| async {
+            let (export, part) = blocking(move || {
+                let part = export.next();
+                (export, part)
+            })
+            .await?;
+            let part = part.map_err(unreadable)?;
+            Ok(part.map(|part| (pb::ExportLogResponse { part: Some(part) }, export)))
         }))))
     }
 

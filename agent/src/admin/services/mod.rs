@@ -4,6 +4,7 @@ mod agent;
 mod audit;
 mod cache;
 mod cert;
+mod evidence;
 mod job;
 mod policy;
 

@@ -362,6 +362,7 @@ const LINES: [&str; 3] = [
 impl pb::audit_service_server::AuditService for Fake {
     type ListLinesStream = Many<pb::ListLinesResponse>;
     type TailLinesStream = Many<pb::TailLinesResponse>;
+    type ExportLogStream = Many<pb::ExportLogResponse>;
     type VerifyLogStream = Many<pb::VerifyLogResponse>;
 
     async fn list_lines(
@@ -398,6 +399,21 @@ impl pb::audit_service_server::AuditService for Fake {
             }),
         ];
         self.many(events.map(|e| pb::VerifyLogResponse { event: Some(e) }).into()).await
+    }
+
+    async fn prove_line(
+        &self,
+        request: Request<pb::ProveLineRequest>,
+    ) -> Answer<pb::ProveLineResponse> {
+        let proof = format!("c2sp.org/tlog-proof@v1\nindex {}\n\n", request.into_inner().seq);
+        self.one(pb::ProveLineResponse { proof }).await
+    }
+
+    /// An answer that would write outside of the folder.
+    async fn export_log(&self, _: Request<pb::ExportLogRequest>) -> Answer<Self::ExportLogStream> {
+        let file = pb::ExportFile { name: "../audit.pub".into(), bytes: 1 };
+        let part = Some(pb::export_log_response::Part::File(file));
+        self.many(vec![pb::ExportLogResponse { part }]).await
     }
 
     async fn clean_log(&self, _: Request<pb::CleanLogRequest>) -> Answer<pb::CleanLogResponse> {

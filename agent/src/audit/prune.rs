@@ -1,0 +1,73 @@
+//! Retention: the files of old days go, after a record that says what they were.
+
+use std::io;
+
+use jtnt_proto::audit::Event;
+use serde_json::{Value, json};
+
+use super::{
+    AuditError, Cleaned, Record,
+    files::{self, DayFile},
+    log::Log,
+    recover::{self, fault},
+};
+use crate::runtime::durable;
+
+/// Files in one prune record: as many as fit a line.
+const MAX_PRUNED: usize = 256;
+
+impl Log {
+    /// See [`super::Audit::clean`].
+    pub(super) fn clean(&mut self) -> Result<Cleaned, AuditError> {
+        let outcome = self.try_clean();
+        self.settle(outcome)
+    }
+
+    fn try_clean(&mut self) -> Result<Cleaned, AuditError> {
+        if self.open.is_none() {
+            self.recover()?;
+        }
+        let days = i64::from(self.config.retention_days);
+        let keep = self.today().saturating_sub(jiff::SignedDuration::from_hours(24 * days));
+        let current = self.opened()?.day.clone();
+        let dir = self.config.dir.clone();
+        let listed = files::list(&dir).map_err(|e| fault(&dir, &e))?;
+        let old: Vec<_> =
+            listed.into_iter().filter(|d| d.day < keep && d.day < current.day).collect();
+        // A record holds so many files and no more; the rest go with the next cleaning.
+        let old: Vec<_> = old.into_iter().take(MAX_PRUNED).collect();
+        if old.is_empty() {
+            return Ok(Cleaned::default());
+        }
+        let mut cleaned = Cleaned::default();
+        let mut described = Vec::new();
+        for day in &old {
+            described.push(describe(day, &mut cleaned).map_err(|e| fault(&day.path, &e))?);
+        }
+        self.turn_day()?;
+        self.write(Record::of(Event::Prune).detail("files", described))?;
+        self.sync()?;
+        for day in &old {
+            let torn = files::torn_of(&dir, day).map_err(|e| fault(&dir, &e))?;
+            for path in torn.iter().chain([&day.path]) {
+                durable::remove(path).map_err(|e| fault(path, &e))?;
+            }
+        }
+        Ok(cleaned)
+    }
+}
+
+/// A file as a prune record shows it.
+fn describe(day: &DayFile, cleaned: &mut Cleaned) -> io::Result<Value> {
+    let (sha256, bytes) = files::digest(&day.path)?;
+    let (first_seq, last_seq) = recover::seqs(&day.path)?;
+    cleaned.files.push(day.name());
+    cleaned.bytes += bytes;
+    let mut shown = json!({"file": day.name(), "sha256": sha256, "bytes": bytes});
+    for (name, seq) in [("first_seq", first_seq), ("last_seq", last_seq)] {
+        if let (Some(seq), Some(shown)) = (seq, shown.as_object_mut()) {
+            shown.insert(name.to_owned(), seq.into());
+        }
+    }
+    Ok(shown)
+}

@@ -1,0 +1,93 @@
+//! What an auditor takes home: the proof of one line, and a log that is checked without its agent.
+
+use std::fs;
+
+use jtnt_hub_mock::Hub;
+use jtnt_proto::checkpoint::{witness_name, witness_vkey};
+use serde_json::Value;
+
+use crate::{
+    site::{Site, exec},
+    support::{Agent, Ran, put},
+    witness::witnessed,
+};
+
+/// A site whose log the hub has seen, and the witness's key as others take it.
+async fn seen() -> (Site, Agent, String) {
+    let site = Site::ready(Hub::builder()).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    witnessed(&site).await;
+    let operator = site.operator();
+    let root = operator.root();
+    let key = &root.keys[root.roles.witness.keyids.iter().next().unwrap()];
+    let key = witness_vkey(&witness_name(&root.root_id), key);
+    (site, agent, key)
+}
+
+async fn report(site: &Site, args: &[&str], code: i32) -> Value {
+    let all: Vec<_> = ["-o", "json", "audit", "verify"].iter().chain(args).copied().collect();
+    let ran: Ran = site.home.ctl(&all).await.unwrap();
+    ran.exits(code).unwrap().json().unwrap()
+}
+
+#[tokio::test]
+async fn one_line_is_proven_by_a_file_alone() {
+    let (site, agent, witness) = seen().await;
+    let line = site.audit().into_iter().find(|line| line["event"] == "job_executed").unwrap();
+    let seq = line["seq"].to_string();
+    let proof = site.home.ctl(&["audit", "prove", &seq]).await.unwrap().exits(0).unwrap().stdout;
+    agent.stop().await.unwrap();
+    let path = site.home.path().join("line.tlog-proof");
+    put(&path, proof.as_bytes()).unwrap();
+    let (path, key) = (path.to_str().unwrap(), site.home.data().join("audit/audit.pub"));
+    let by = ["--proof", path, "--key", key.to_str().unwrap(), "--witness", &witness];
+    let told = report(&site, &by, 0).await;
+    assert_eq!((&told["verdict"], &told["unknown"]), (&"OK".into(), &Value::Array(vec![])));
+    let proven: Value = serde_json::from_str(told["proven"].as_str().unwrap()).unwrap();
+    assert_eq!(proven, line);
+
+    // Of a line that the hub has not seen there is a proof by the agent's word alone.
+    let newest = site.audit().len() - 1;
+    let proof = site.home.agent(&["audit", "prove", &newest.to_string()]).await.unwrap();
+    put(by[1].as_ref(), proof.exits(0).unwrap().stdout.as_bytes()).unwrap();
+    let told = report(&site, &by, 5).await;
+    assert!(told["unknown"][0].as_str().unwrap().contains("cosigned"), "{told}");
+
+    let none = site.home.agent(&["audit", "prove", "1000000"]).await.unwrap();
+    assert!(none.exits(1).unwrap().stderr.contains("the log has"));
+}
+
+#[tokio::test]
+async fn an_export_is_checked_where_there_is_no_agent() {
+    let (site, agent, witness) = seen().await;
+    let out = site.home.path().join("export");
+    let out_text = out.to_str().unwrap();
+    site.home.ctl(&["audit", "export", "--out", out_text]).await.unwrap().exits(0).unwrap();
+    let again = site.home.ctl(&["audit", "export", "--out", out_text]).await.unwrap();
+    assert!(again.exits(6).unwrap().stderr.contains("name a new one"));
+    agent.stop().await.unwrap();
+    let told = report(&site, &[out_text], 0).await;
+    assert_eq!(told["verdict"], "OK", "{told}");
+    assert!(told["unknown"].to_string().contains("the key came with it"), "{told}");
+    let key = site.home.data().join("audit/audit.pub");
+    let by = [out_text, "--key", key.to_str().unwrap(), "--witness", &witness];
+    assert!(!report(&site, &by, 0).await["unknown"].to_string().contains("key"));
+    let root = site.home.path().join("no/such/root");
+    fs::create_dir_all(&root).unwrap();
+    let not_one = site.home.ctl(&["audit", "verify", root.to_str().unwrap()]).await.unwrap();
+    assert!(not_one.exits(6).unwrap().stderr.contains("audit export"));
+
+    // What is changed on the way shows by the manifest, and what fits the manifest by the rest.
+    let log = fs::read_dir(&out).unwrap().map(|file| file.unwrap().path());
+    let log = log.into_iter().find(|path| path.extension().is_some_and(|e| e == "log")).unwrap();
+    let whole = fs::read(&log).unwrap();
+    let cut = whole.iter().take(whole.len() - 1).rposition(|b| *b == b'\n').unwrap() + 1;
+    put(&log, whole.get(..cut).unwrap()).unwrap();
+    let told = report(&site, &by, 1).await;
+    assert_eq!(told["findings"].as_array().unwrap().last().unwrap()["verdict"], "MALFORMED");
+    fs::remove_file(&log).unwrap();
+    let told = report(&site, &by, 1).await;
+    assert_eq!(told["findings"][0]["verdict"], "TRUNCATED", "{told}");
+}
