@@ -1,6 +1,6 @@
 //! The hub as a witness of its agents' audit logs (C2SP tlog-witness, carried by the heartbeat): it
-//! cosigns what it has seen grow, and remembers that before it answers. A log that shrank or forked
-//! gets no cosignature, and is listed.
+//! cosigns what it has seen grow, and remembers that before it answers. Lines that are not a
+//! continuation of those get no cosignature, and the log is listed as one that shrank or forked.
 
 use std::path::Path;
 
@@ -33,7 +33,8 @@ pub struct SeenLog {
     pub note: String,
     /// When.
     pub at: Timestamp,
-    /// What is wrong with it, from then on and for ever.
+    /// What was wrong once, for ever. What was seen may still grow: somebody showed another log, such
+    /// as a clone of this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
 }
@@ -139,22 +140,22 @@ impl Core {
                 return Ok(bad);
             }
             let seen = agent.logs.get(&head.log_id);
-            let refusal = seen.and_then(|seen| Some(seen.trouble.as_ref()?.kind));
-            let judgement = refusal.map_or_else(|| judge(seen, head, shown), Judgement::Refuse);
+            let judgement = judge(seen, head, shown);
             let before = seen.map(|seen| seen.note.clone());
+            let trouble = seen.and_then(|seen| seen.trouble.clone());
             let (agent_id, log_id) = (agent_id.to_owned(), head.log_id.clone());
             let (note, at) = (text.clone(), clock::now());
             match judgement {
                 Judgement::Behind(has) => return Ok(Word { has: Some(has), ..Word::default() }),
                 Judgement::Cosign => {
                     let (size, root, line) = (shown.size, shown.root, self.witness.cosign(shown));
-                    let seen = SeenLog { size, root, note: note + &line, at, trouble: None };
+                    let seen = SeenLog { size, root, note: note + &line, at, trouble };
                     let seq = self.record(&mut inner, Event::LogSeen { agent_id, log_id, seen });
                     (seq, Word { cosignature: Some(line), ..Word::default() })
                 }
                 Judgement::Refuse(kind) => {
                     let word = Word { refusal: Some(kind), seen: before, ..Word::default() };
-                    if refusal.is_some() {
+                    if trouble.is_some() {
                         return Ok(word);
                     }
                     let trouble = Trouble { kind, note, at };

@@ -30,19 +30,29 @@ pub(crate) async fn witnessed(site: &Site) -> u64 {
     all.await.unwrap()
 }
 
-async fn trouble(site: &Site, kind: AuditRefusal) {
+/// The hub lists the log as one in trouble; the agent tells so, and has begun another, which the hub
+/// sees.
+async fn anew(site: &Site, kind: AuditRefusal) {
+    let old = site.hub.agents().pop().unwrap().logs;
+    let old = old.keys().next().unwrap();
     let found = eventually("the hub tells that something is wrong", async || {
-        let trouble = seen(site).and_then(|log| log.trouble).map(|trouble| trouble.kind);
-        if trouble == Some(kind) { Ok(()) } else { Err(format!("{trouble:?}")) }
+        let logs = site.hub.agents().pop().ok_or("no agent")?.logs;
+        let trouble = logs[old].trouble.as_ref().map(|trouble| trouble.kind);
+        if trouble == Some(kind) && logs.len() == 2 { Ok(()) } else { Err(format!("{trouble:?}")) }
     });
     found.await.unwrap();
-    let told = eventually("the agent tells it, too", async || {
-        let status = site.home.asked(&["status"]).await.map_err(|f| f.to_string())?;
-        let advice = status["advice"].to_string();
-        let told = status["audit"]["witness_refusal"] == kind.name();
-        if told && advice.contains("AUDIT_NOT_WITNESSED") { Ok(()) } else { Err(advice) }
-    });
-    told.await.unwrap();
+    witnessed(site).await;
+    let status = site.home.asked(&["status"]).await.unwrap();
+    assert_eq!(status["audit"]["superseded"], serde_json::json!([old]));
+    assert_ne!(status["audit"]["log_id"], old.as_str());
+    assert!(status["advice"].to_string().contains("AUDIT_ROLLED_BACK"), "{status}");
+    let told = site.audit().into_iter().find(|line| line["event"] == "degraded").unwrap();
+    assert_eq!(told["details"]["what"], "AUDIT_ROLLED_BACK");
+    // What is there is a log of its own, and nothing of the old one is lost.
+    let report = site.home.asked(&["audit", "verify"]).await.unwrap();
+    assert_eq!((&report["verdict"], &report["first_seq"]), (&"OK".into(), &0.into()), "{report}");
+    let kept = site.home.data().join(format!("audit/superseded-{old}"));
+    assert!(fs::read_dir(kept).unwrap().count() > 0);
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -109,12 +119,15 @@ async fn a_log_that_is_put_back_to_what_it_was_is_seen() {
     fs::remove_dir_all(&audit).unwrap();
     copy(&saved, &audit);
     let agent = site.home.start().await.unwrap();
-    trouble(&site, AuditRefusal::Shrunk).await;
+    anew(&site, AuditRefusal::Shrunk).await;
     agent.stop().await.unwrap();
     // An auditor sees it with what the hub has kept, and without it cannot.
     let anchor = site.home.path().join("anchor.note");
-    put(&anchor, seen(&site).unwrap().note.as_bytes()).unwrap();
-    let files = fs::read_dir(&audit).unwrap().map(|file| file.unwrap().path());
+    let logs = site.hub.agents().pop().unwrap().logs.into_iter();
+    let (old, log) = logs.into_iter().find(|(_, log)| log.trouble.is_some()).unwrap();
+    put(&anchor, log.note.as_bytes()).unwrap();
+    let kept = audit.join(format!("superseded-{old}"));
+    let files = fs::read_dir(kept).unwrap().map(|file| file.unwrap().path());
     let files: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "log")).collect();
     let mut args = vec!["-o", "json", "audit", "verify", "--key"];
     let key = audit.join("audit.pub");
@@ -156,7 +169,7 @@ async fn a_log_that_goes_on_differently_is_seen() {
     }
     site.home.configure(&serde_json::json!({ "hub_url": url })).unwrap();
     let agent = site.home.start().await.unwrap();
-    trouble(&site, AuditRefusal::Forked).await;
+    anew(&site, AuditRefusal::Forked).await;
     agent.stop().await.unwrap();
 }
 

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Audit, AuditError, Offer};
 
-/// Cosigned checkpoints that are not stored yet; an older one is no loss.
+/// Answers that are not worked on yet; an older one is no loss.
 const QUEUE: usize = 1;
 /// Between two heartbeats out of turn.
 const BREATH: Duration = Duration::from_secs(1);
@@ -29,7 +29,16 @@ const BREATH: Duration = Duration::from_secs(1);
 pub(super) struct Witness {
     audit: Audit,
     state: Arc<Mutex<State>>,
-    cosigned: mpsc::Sender<String>,
+    news: mpsc::Sender<News>,
+}
+
+/// What the hub's answer means for the log.
+#[derive(Debug)]
+pub(super) enum News {
+    /// A checkpoint is cosigned.
+    Cosigned(String),
+    /// The hub knows a checkpoint of ours that our lines do not fit.
+    RolledBack(String),
 }
 
 #[derive(Debug, Default)]
@@ -44,9 +53,9 @@ struct State {
 
 impl Witness {
     /// With what [`keep`] is to store.
-    pub(super) fn new(audit: Audit) -> (Self, mpsc::Receiver<String>) {
-        let (cosigned, stored) = mpsc::channel(QUEUE);
-        (Self { audit, state: Arc::default(), cosigned }, stored)
+    pub(super) fn new(audit: Audit) -> (Self, mpsc::Receiver<News>) {
+        let (news, kept) = mpsc::channel(QUEUE);
+        (Self { audit, state: Arc::default(), news }, kept)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -78,6 +87,13 @@ impl Witness {
         }
     }
 
+    /// What finds the queue full comes again with the next answer.
+    fn bring(&self, news: News) {
+        if let Err(error) = self.news.try_send(news) {
+            tracing::debug!(%error, "an older answer about the audit log is being worked on");
+        }
+    }
+
     fn bare(&self, error: &AuditError) -> AuditHead {
         tracing::debug!(%error, "the heartbeat has no checkpoint");
         self.state().shown = None;
@@ -100,9 +116,7 @@ impl Witness {
         if let Some(line) = &answer.witness {
             match cosigned(root, &shown.note, line) {
                 Some(note) => {
-                    if let Err(error) = self.cosigned.try_send(note) {
-                        tracing::debug!(%error, "an older checkpoint is being stored");
-                    }
+                    self.bring(News::Cosigned(note));
                     state.told = None;
                 }
                 None => tracing::warn!(
@@ -110,6 +124,9 @@ impl Witness {
                      roles names; it does not count"
                 ),
             }
+        }
+        if let Some(note) = answer.rolled_back.clone().filter(|_| answer.audit_refusal.is_some()) {
+            self.bring(News::RolledBack(note));
         }
         if answer.audit_refusal != state.told
             && let Some(refusal) = answer.audit_refusal
@@ -154,11 +171,26 @@ pub(super) async fn hurry(audit: Audit, urgent: Arc<Notify>, stop: CancellationT
     }
 }
 
-/// Stores what was cosigned, until nobody brings more.
-pub(super) async fn keep(audit: Audit, mut cosigned: mpsc::Receiver<String>) {
-    while let Some(note) = cosigned.recv().await {
-        if let Err(error) = audit.witnessed(note).await {
-            tracing::warn!(%error, "the hub's cosignature is not stored");
+/// Does what the answers ask for, until nobody brings more.
+pub(super) async fn keep(audit: Audit, mut news: mpsc::Receiver<News>) {
+    while let Some(news) = news.recv().await {
+        match news {
+            News::Cosigned(note) => {
+                if let Err(error) = audit.witnessed(note).await {
+                    tracing::warn!(%error, "the hub's cosignature is not stored");
+                }
+            }
+            News::RolledBack(note) => match audit.rolled_back(note).await {
+                Ok(true) => tracing::error!(
+                    log_id = audit.head().log_id,
+                    "ROLLED_BACK: the audit log was put back to an earlier state; it is kept aside, \
+                     and a new one has begun"
+                ),
+                Ok(false) => tracing::warn!(
+                    "the hub says that the audit log was put back, and shows nothing of it"
+                ),
+                Err(error) => tracing::error!(%error, "no new audit log can be begun"),
+            },
         }
     }
 }

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use super::{
     AuditError, Config, FILE_MODE, Head, Record,
+    anew::{self, Superseded},
     files::{self, DayFile},
     recover::{self, End, fault},
     tree::Tree,
@@ -33,7 +34,9 @@ const CUT_CHARS: usize = 1024;
 pub(super) struct Log {
     pub(super) config: Config,
     pub(super) signer: Arc<dyn AuditSigner>,
-    pub(super) clock: SharedClock,
+    clock: SharedClock,
+    /// By which a log that begins is named.
+    seed: [u8; 16],
     /// `None` after a failure, until the end was looked at anew.
     pub(super) open: Option<Open>,
     /// The file that was last synced, and its length then.
@@ -82,17 +85,31 @@ impl Log {
             head: ZERO,
             witnessed: 0,
             urgent: 0,
+            superseded: Vec::new(),
             error: None,
         };
-        let mut log = Self { config, signer, clock, open: None, synced: None, last, _lock: lock };
-        let opened = match recover::find(&log.config.dir, &log.signer.public_key())? {
-            Some(end) if end.log_id.is_some() => log.resume(end),
-            begun => log.begin(begun, entropy),
-        };
+        let mut seed = [0; 16];
+        entropy.fill(&mut seed).map_err(|e| AuditError(format!("no random log id: {e}")))?;
+        let (open, synced) = (None, None);
+        let mut log = Self { config, signer, clock, seed, open, synced, last, _lock: lock };
+        let opened = log.enter();
         log.settle(opened)?;
-        log.last.witnessed =
-            log.checkpoints(&log.last.log_id).witnessed().map_or(0, |seen| seen.size);
         Ok(log)
+    }
+
+    /// Finds the end of the log, or begins one.
+    pub(super) fn enter(&mut self) -> Result<(), AuditError> {
+        let dir = self.config.dir.clone();
+        let superseded = anew::set_aside(&dir)?;
+        match recover::find(&dir, &self.signer.public_key())? {
+            Some(end) if end.log_id.is_some() => self.resume(end),
+            found => self.begin(found, superseded),
+        }?;
+        anew::begun(&dir)?;
+        self.last.superseded = anew::kept(&dir).map_err(|e| fault(&dir, &e))?;
+        let log_id = self.opened()?.log_id.clone();
+        self.last.witnessed = self.checkpoints(&log_id).witnessed().map_or(0, |seen| seen.size);
+        Ok(())
     }
 
     pub(super) fn head(&self) -> Head {
@@ -110,8 +127,7 @@ impl Log {
         match &self.open {
             Some(open) if outcome.is_ok() => {
                 let (log_id, size, head) = (open.log_id.clone(), open.size, open.head);
-                let Head { witnessed, urgent, .. } = self.last;
-                self.last = Head { log_id, size, head, witnessed, urgent, error: None };
+                self.last = Head { log_id, size, head, error: None, ..self.last.clone() };
             }
             _ => {
                 self.open = None;
@@ -143,10 +159,13 @@ impl Log {
     }
 
     /// Begins the log, also in a file that a crash left without a line.
-    fn begin(&mut self, found: Option<End>, entropy: &dyn Entropy) -> Result<(), AuditError> {
-        let mut raw = [0; 16];
-        entropy.fill(&mut raw).map_err(|e| AuditError(format!("no random log id: {e}")))?;
-        let log_id = hex::encode(raw);
+    fn begin(
+        &mut self,
+        found: Option<End>,
+        superseded: Option<Superseded>,
+    ) -> Result<(), AuditError> {
+        let before = superseded.as_ref().map_or("", |log| log.log_id.as_str());
+        let log_id = anew::next_id(self.seed, before);
         let (day, file, recovered) = match found {
             Some(end) => (end.newest.clone(), append_to(&end.newest)?, end.recovered),
             None => {
@@ -159,10 +178,16 @@ impl Log {
         let genesis =
             Record::of(Event::Genesis).detail("log_id", log_id.as_str()).detail("public_key", key);
         self.adopt(Open::at(day, file, 0, log_id))?;
-        for record in std::iter::once(genesis).chain(recovered) {
+        let first = match superseded {
+            Some(superseded) => superseded.tell(genesis).to_vec(),
+            None => vec![genesis],
+        };
+        for record in first.into_iter().chain(recovered) {
             self.write(record)?;
         }
-        self.sync()
+        self.sync()?;
+        self.last.urgent = self.opened()?.size;
+        Ok(())
     }
 
     /// Looks at the files anew after a failure.

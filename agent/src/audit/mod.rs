@@ -5,6 +5,7 @@
 //! could not be synced counts as lost: its callers are told, so that nothing happens that the log
 //! does not hold, and the writer looks at the file anew before it writes again.
 
+mod anew;
 mod checkpoints;
 mod files;
 mod log;
@@ -120,6 +121,8 @@ pub struct Head {
     pub witnessed: u64,
     /// Lines up to the last that a witness should see at once.
     pub urgent: u64,
+    /// Logs that were put back to an earlier state, by their ids: kept in folders of their own.
+    pub superseded: Vec<String>,
     /// Why it could not be written the last time; the next record tries again.
     pub error: Option<String>,
 }
@@ -246,6 +249,17 @@ impl Audit {
     pub async fn witnessed(&self, note: String) -> Result<(), AuditError> {
         let (reply, answer) = oneshot::channel();
         self.send(writer::Command::Witnessed(note, reply)).await?;
+        answer.await.map_err(|_closed| gone())?
+    }
+
+    /// Takes note of a checkpoint of this log that our key has signed. Where these lines are not those of
+    /// it, they were put back to an earlier state: then the log ends, and a new one begins.
+    ///
+    /// # Errors
+    /// When the log cannot be read or written.
+    pub async fn rolled_back(&self, note: String) -> Result<bool, AuditError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(writer::Command::RolledBack(note, reply)).await?;
         answer.await.map_err(|_closed| gone())?
     }
 

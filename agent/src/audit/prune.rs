@@ -6,7 +6,7 @@ use jtnt_proto::audit::Event;
 use serde_json::{Value, json};
 
 use super::{
-    AuditError, Cleaned, Record,
+    AuditError, Cleaned, Record, anew,
     files::{self, DayFile},
     log::Log,
     recover::{self, fault},
@@ -27,6 +27,8 @@ impl Log {
         if self.open.is_none() {
             self.recover()?;
         }
+        self.last.superseded =
+            anew::kept(&self.config.dir).map_err(|e| fault(&self.config.dir, &e))?;
         let days = i64::from(self.config.retention_days);
         let keep = self.today().saturating_sub(jiff::SignedDuration::from_hours(24 * days));
         let current = self.opened()?.day.clone();

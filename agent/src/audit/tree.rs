@@ -50,7 +50,7 @@ pub(super) struct Tree {
 }
 
 /// Where the tree of a log is.
-fn path(dir: &Path, log_id: &str) -> PathBuf {
+pub(super) fn path(dir: &Path, log_id: &str) -> PathBuf {
     dir.join(format!("{log_id}.tree"))
 }
 
@@ -154,6 +154,11 @@ impl Tree {
     /// That it was a tree of `old` lines once; nothing where it has fewer.
     pub(super) fn since(&self, old: u64) -> io::Result<Option<Vec<Hash>>> {
         merkle::consistency(&self.hashes, old, self.frontier.size())
+    }
+
+    /// The root over the first `size` lines, which it has.
+    pub(super) fn root_of(&self, size: u64) -> io::Result<Hash> {
+        merkle::frontier(&self.hashes, size).map(|frontier| frontier.root())
     }
 
     /// That line `seq` is one of the first `size`; nothing where it is not.

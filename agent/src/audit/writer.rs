@@ -16,6 +16,7 @@ pub(super) enum Command {
     Checkpoint(Option<u64>, Reply<Offer>),
     Witnessed(String, Reply<()>),
     Prove(u64, Reply<Inclusion>),
+    RolledBack(String, Reply<bool>),
 }
 
 /// Serves until the last handle is gone.
@@ -32,7 +33,8 @@ pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch
                 other @ (Command::Clean(_)
                 | Command::Checkpoint(..)
                 | Command::Witnessed(..)
-                | Command::Prove(..)) => others.push(other),
+                | Command::Prove(..)
+                | Command::RolledBack(..)) => others.push(other),
             }
             if records.len() < BATCH {
                 next = queue.try_recv().ok();
@@ -67,6 +69,11 @@ pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch
                 }
                 Command::Prove(seq, reply) => {
                     let _gone = reply.send(log.prove(seq));
+                }
+                Command::RolledBack(note, reply) => {
+                    let anew = log.rolled_back(&note);
+                    head.send_replace(log.head());
+                    let _gone = reply.send(anew);
                 }
                 Command::Witnessed(note, reply) => {
                     let kept = log.witnessed(&note);

@@ -65,6 +65,7 @@ impl Overview {
         let head = s.audit.head();
         m.audit_size.set(head.size as f64);
         m.audit_witnessed.set(head.witnessed as f64);
+        m.audit_superseded.set(head.superseded.len() as f64);
         m.audit_writable.set(f64::from(u8::from(head.error.is_none())));
         let trusted = facts.enrolled == crate::domain::health::Enrolled::TrustedHub;
         m.root_trusted_from_hub.set(f64::from(u8::from(trusted)));

@@ -91,6 +91,8 @@ pub struct Metrics {
     pub audit_size: Gauge,
     /// Those that a witness has seen.
     pub audit_witnessed: Gauge,
+    /// Logs that were put back to an earlier state and are kept aside.
+    pub audit_superseded: Gauge,
     /// 1 while the audit log can be written.
     pub audit_writable: Gauge,
     /// 1 when the root of roles came from the hub itself.
@@ -239,6 +241,11 @@ impl Metrics {
                 &r,
                 "audit_witnessed_lines",
                 "Lines in the audit log that the hub has seen and cosigned.",
+            )?,
+            audit_superseded: gauge(
+                &r,
+                "audit_superseded_logs",
+                "Audit logs that were put back to an earlier state and are kept aside.",
             )?,
             audit_writable: gauge(&r, "audit_writable", "1 while the audit log can be written.")?,
             root_trusted_from_hub: gauge(

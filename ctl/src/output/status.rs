@@ -107,6 +107,9 @@ struct Audit<'a> {
     witnessed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     witness_refusal: Option<&'a str>,
+    /// Logs that were put back to an earlier state, by their ids.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    superseded: &'a [String],
 }
 
 #[derive(Debug, Serialize)]
@@ -164,6 +167,7 @@ impl<'a> From<&'a pb::Status> for Status<'a> {
                 last_error: text(&a.last_error),
                 witnessed: a.witnessed,
                 witness_refusal: text(&a.witness_refusal),
+                superseded: &a.superseded,
             }),
             disk: s.disk.map(|d| Disk { total_bytes: d.total_bytes, used_bytes: d.used_bytes }),
             root: s.root.as_ref().map(|r| Root {
@@ -262,6 +266,10 @@ pub(crate) fn screen(s: &pb::Status, now: Timestamp, color: bool) -> String {
                 (None, left) => (format!("{left} not seen by the hub yet"), Tone::Plain),
             };
             table.pair("Audit log", toned(format!("{lines}, {seen}"), tone));
+            if !a.superseded.is_empty() {
+                let text = format!("ROLLED BACK; kept aside: {}", a.superseded.join(", "));
+                table.pair("", toned(text, Tone::Bad));
+            }
         } else {
             let why = a.last_error.unwrap_or("no reason known");
             let text = format!("NOT WRITABLE, so no job starts: {why}");

@@ -140,6 +140,7 @@ fn audit(overview: &Overview) -> pb::AuditStatus {
         last_error: head.error.unwrap_or_default(),
         witnessed: head.witnessed,
         witness_refusal: refusal.map(|refusal| refusal.name().to_owned()).unwrap_or_default(),
+        superseded: head.superseded,
     }
 }
 
@@ -156,8 +157,18 @@ fn advice(
         let (reason, command) = (reason.to_owned(), command.to_owned());
         out.push(pb::Advice { reason, message, command });
     };
-    if let Some(error) = s.audit.head().error {
+    let head = s.audit.head();
+    if let Some(error) = head.error {
         say("AUDIT_NOT_WRITABLE", format!("{error}; no job starts"), "df -h");
+    }
+    for log_id in head.superseded {
+        let dir = s.audit.dir().display();
+        let message = format!(
+            "ROLLED_BACK: the audit log {log_id} was put back to an earlier state, by a restored disk \
+             or a clone of this machine; it is kept in {dir}/superseded-{log_id}, and another has \
+             begun. Move the folder away once that is explained"
+        );
+        say("AUDIT_ROLLED_BACK", message, "jtntctl audit clean");
     }
     if let Some(refusal) = s.heartbeat.borrow().audit_refusal {
         let message = format!("the hub does not cosign the audit log: {}", refusal.words());

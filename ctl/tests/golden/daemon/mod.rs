@@ -121,6 +121,7 @@ fn status() -> pb::Status {
             last_error: String::new(),
             witnessed: 1200,
             witness_refusal: String::new(),
+            superseded: Vec::new(),
         }),
         disk: Some(pb::DiskStatus { total_bytes: 1 << 40, used_bytes: 1 << 39 }),
         root: Some(pb::RootStatus {
