@@ -465,6 +465,17 @@ pub struct Window {
     pub end: Timestamp,
 }
 
+/// Answer to `PUT /api/v1/audit/{log_id}?from=SEQ`.
+///
+/// The body (`application/x-ndjson`) is raw lines of the log, each with its newline, from number `from`
+/// on, which must be what comes after those that the hub holds (409 otherwise, with this answer); an
+/// empty body asks where to go on. The hub stores them before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditLines {
+    /// Number of the next line that the hub does not hold.
+    pub next: u64,
+}
+
 /// Answer to `PUT /api/v1/artifacts/{job_id}/{name}?offset=N[&sha256=HEX]`.
 ///
 /// An empty body at offset 0 asks where to go on; a body is appended at `offset`, which must be

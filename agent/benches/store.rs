@@ -105,7 +105,7 @@ fn durable(c: &mut Criterion) -> Outcome<()> {
     let config = Config {
         dir: dir.path().join("audit"),
         agent_id: "00000000-0000-8000-8000-000000000000".to_owned(),
-        retention_days: 30,
+        retention: jtnt_agent::domain::retention::Retention::default(),
         zone: TimeZone::UTC,
     };
     let key = Arc::new(Key(SigningKey::from_bytes(&[7; 32])));

@@ -12,7 +12,7 @@
 //! | keepers | [`shim`] | the process that keeps a job, whatever becomes of the agent |
 //! | self | [`identity`] | keys, certificates and the TLS made from them |
 //! | line | [`hub`] | the client of the hub |
-//! | errands | [`enrol`], [`heartbeat`], [`policy`], [`jobs`], [`timetable`] | what is done over the line, and what is done daily |
+//! | errands | [`enrol`], [`heartbeat`], [`policy`], [`jobs`], [`forward`], [`timetable`] | what is done over the line, and what is done daily |
 //! | views | [`overview`] | how the agent is: health, status and metrics from the same facts |
 //! | counter | [`admin`] | the local admin API: who calls, whether they may, and the services |
 //! | wishes | [`config`] | the configuration file, the only reader of file and environment |
@@ -28,6 +28,7 @@ pub mod audit;
 pub mod config;
 pub mod domain;
 pub mod enrol;
+pub mod forward;
 pub mod gate;
 pub mod heartbeat;
 pub mod hub;

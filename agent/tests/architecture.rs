@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["gate", "identity"],
     &["shim"],
     &["hub"],
-    &["enrol", "renewal", "heartbeat", "policy", "jobs", "timetable"],
+    &["enrol", "renewal", "heartbeat", "policy", "jobs", "forward", "timetable"],
     &["overview"],
     &["admin"],
     &["config"],

@@ -39,6 +39,8 @@ pub enum Route {
     Renew,
     /// `GET /api/v1/artifacts/{sha256}` and `PUT /api/v1/artifacts/{job_id}/{name}`
     Artifact,
+    /// `PUT /api/v1/audit/{log_id}`
+    Audit,
     /// `GET /api/v1/trust/root/{n}`
     Root,
     /// Every route.
@@ -61,6 +63,7 @@ impl Route {
             ("GET", ["policy"]) => Some(Self::Policy),
             ("POST", ["certificates", "renew"]) => Some(Self::Renew),
             ("GET", ["artifacts", _]) | ("PUT", ["artifacts", _, _]) => Some(Self::Artifact),
+            ("PUT", ["audit", _]) => Some(Self::Audit),
             ("GET", ["trust", "root", _]) => Some(Self::Root),
             _ => None,
         }

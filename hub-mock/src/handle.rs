@@ -231,6 +231,12 @@ impl Handle {
         self.core.agents()
     }
 
+    /// Where the lines of an audit log are that the hub holds.
+    #[must_use]
+    pub fn audit_file(&self, agent_id: &str, log_id: &str) -> PathBuf {
+        routes::lines::file(&self.core.settings.dir, agent_id, log_id)
+    }
+
     /// Revokes all certificates of an agent, or treats them as expired.
     ///
     /// # Errors

@@ -25,6 +25,8 @@ mod crash;
 #[cfg(test)]
 mod evidence;
 #[cfg(test)]
+mod forward;
+#[cfg(test)]
 mod happy;
 #[cfg(test)]
 mod key_devices;

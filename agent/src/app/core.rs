@@ -165,7 +165,7 @@ pub(super) fn open_audit(
     let log = audit::Config {
         dir: config.paths().audit(),
         agent_id: agent_id.clone(),
-        retention_days: config.audit_retention_days,
+        retention: config.retention(),
         zone: zone.clone(),
     };
     let audit =

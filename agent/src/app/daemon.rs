@@ -24,7 +24,9 @@ use crate::{
     admin::{Admin, Deps},
     audit::Record,
     config::{Config, Environment, load_or_default},
+    domain::retention::Collector,
     domain::{backoff::Backoff, enforcement::Abilities, health::Enrolled},
+    forward::{self, Local},
     heartbeat,
     overview::{Overview, VERSION},
     platform::{holder, host, memory, notify::Notify, sandbox, sweep},
@@ -68,6 +70,7 @@ pub(super) async fn run(path: PathBuf, environment: Environment) -> Result<Exit,
     );
     record_start(&core).await;
     spawn_work(&mut core, &reloader).await;
+    spawn_forwarding(&core);
     spawn_upkeep(&core, environment.watchdog, environment.notify_socket.as_deref());
     serve_pages(&core).await;
     let admin = Admin::new(admin_deps(&core, &reloader, log)).await;
@@ -206,6 +209,30 @@ async fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
     tasks.spawn("backoff", Class::OneShot, beat::keep(core.state.journal.clone(), kept));
 }
 
+/// Forwards audit lines to whom the configuration names.
+fn spawn_forwarding(core: &Core) {
+    let (tasks, base) = (&core.base.tasks, &core.base);
+    let deps = forward::Deps {
+        audit: core.state.audit.clone(),
+        entropy: Arc::clone(&base.entropy),
+        metrics: base.metrics.clone(),
+    };
+    for to in base.config.collectors() {
+        let (deps, stop) = (deps.clone(), tasks.shutdown());
+        let local = match to {
+            Collector::Hub => {
+                let link = core.published.link.subscribe();
+                tasks.spawn("forward to hub", Class::Essential, forward::to_hub(deps, link, stop));
+                continue;
+            }
+            Collector::Journald => Local::Journald,
+            Collector::Syslog => Local::Syslog,
+        };
+        let time = (Arc::clone(&base.clock), base.zone.clone());
+        tasks.spawn(local.word(), Class::Essential, forward::to_local(deps, local, time, stop));
+    }
+}
+
 /// What looks after the agent itself.
 fn spawn_upkeep(core: &Core, watchdog: Option<Duration>, socket: Option<&str>) {
     let (tasks, stop) = (&core.base.tasks, core.base.tasks.shutdown());
@@ -306,7 +333,14 @@ fn audit_clean(core: &Core) -> Daily {
         let audit = audit.clone();
         Box::pin(async move {
             match audit.clean().await {
-                Ok(cleaned) => tracing::info!(files = ?cleaned.files, "audit log cleaned"),
+                Ok(cleaned) if cleaned.kept.is_empty() => {
+                    tracing::info!(files = ?cleaned.files, "audit log cleaned");
+                }
+                Ok(cleaned) => tracing::warn!(
+                    files = ?cleaned.files,
+                    kept = ?cleaned.kept,
+                    "old audit files stay until the hub has seen them, or holds them"
+                ),
                 Err(error) => tracing::error!(%error, "old audit files were not removed"),
             }
         })

@@ -134,6 +134,7 @@ async fn days_that_were_removed_are_remembered_by_the_day_that_follows() {
         fixture.clock.advance(DAY);
     }
     audit.append(record(34)).await.unwrap();
+    seen(&audit).await;
     audit.clean().await.unwrap();
     let anchor = audit.checkpoint(None).await.unwrap();
     let now = said(&anchor);

@@ -84,6 +84,7 @@ impl Log {
             size: 0,
             head: ZERO,
             witnessed: 0,
+            held: 0,
             urgent: 0,
             superseded: Vec::new(),
             error: None,
@@ -97,6 +98,13 @@ impl Log {
         Ok(log)
     }
 
+    /// See [`super::Audit::held`].
+    pub(super) fn held(&mut self, log_id: &str, lines: u64) {
+        if log_id == self.last.log_id {
+            self.last.held = lines.min(self.last.size);
+        }
+    }
+
     /// Finds the end of the log, or begins one.
     pub(super) fn enter(&mut self) -> Result<(), AuditError> {
         let dir = self.config.dir.clone();
@@ -108,6 +116,9 @@ impl Log {
         anew::begun(&dir)?;
         self.last.superseded = anew::kept(&dir).map_err(|e| fault(&dir, &e))?;
         let log_id = self.opened()?.log_id.clone();
+        if log_id != self.last.log_id {
+            self.last.held = 0;
+        }
         self.last.witnessed = self.checkpoints(&log_id).witnessed().map_or(0, |seen| seen.size);
         Ok(())
     }

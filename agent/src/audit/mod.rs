@@ -32,7 +32,10 @@ use jtnt_proto::{
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::runtime::{clock::SharedClock, entropy::Entropy, signer::AuditSigner, tasks};
+use crate::{
+    domain::retention::Retention,
+    runtime::{clock::SharedClock, entropy::Entropy, signer::AuditSigner, tasks},
+};
 
 /// How many records wait for the writer before their senders do.
 const QUEUE: usize = 1024;
@@ -102,8 +105,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// Whose log.
     pub agent_id: String,
-    /// Days kept.
-    pub retention_days: u32,
+    /// What is kept, and what may go.
+    pub retention: Retention,
     /// Whose civil days name the files.
     pub zone: TimeZone,
 }
@@ -119,6 +122,8 @@ pub struct Head {
     pub head: Hash,
     /// Lines of it that a witness has seen.
     pub witnessed: u64,
+    /// Lines of it that the hub holds, as it says since the start.
+    pub held: u64,
     /// Lines up to the last that a witness should see at once.
     pub urgent: u64,
     /// Logs that were put back to an earlier state, by their ids: kept in folders of their own.
@@ -153,11 +158,14 @@ pub struct Inclusion {
     pub note: String,
 }
 
-/// Files that retention removed.
+/// What retention removed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cleaned {
     /// Names of the files.
     pub files: Vec<String>,
+    /// Files that are old enough and stay, since the hub has not seen all of them, or does not hold
+    /// them.
+    pub kept: Vec<String>,
     /// Their bytes.
     pub bytes: u64,
 }
@@ -261,6 +269,12 @@ impl Audit {
         let (reply, answer) = oneshot::channel();
         self.send(writer::Command::RolledBack(note, reply)).await?;
         answer.await.map_err(|_closed| gone())?
+    }
+
+    /// The hub holds so many lines of the log of this id.
+    pub async fn held(&self, log_id: String, lines: u64) {
+        // Whoever cannot be told prunes nothing.
+        let _gone = self.send(writer::Command::Held(log_id, lines)).await;
     }
 
     /// What proves that the line of this number is in the log.

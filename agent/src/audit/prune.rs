@@ -9,6 +9,7 @@ use super::{
     AuditError, Cleaned, Record, anew,
     files::{self, DayFile},
     log::Log,
+    reader,
     recover::{self, fault},
 };
 use crate::runtime::durable;
@@ -29,19 +30,33 @@ impl Log {
         }
         self.last.superseded =
             anew::kept(&self.config.dir).map_err(|e| fault(&self.config.dir, &e))?;
-        let days = i64::from(self.config.retention_days);
-        let keep = self.today().saturating_sub(jiff::SignedDuration::from_hours(24 * days));
+        let retention = self.config.retention;
+        let keep = self.today().saturating_sub(retention.days());
+        let sure = retention.sure(self.last.witnessed, self.last.held);
         let current = self.opened()?.day.clone();
         let dir = self.config.dir.clone();
         let listed = files::list(&dir).map_err(|e| fault(&dir, &e))?;
-        let old: Vec<_> =
-            listed.into_iter().filter(|d| d.day < keep && d.day < current.day).collect();
+        let mut cleaned = Cleaned::default();
+        let mut old = Vec::new();
+        for day in listed.into_iter().filter(|d| d.day < keep && d.day < current.day) {
+            // Days go in their order, so that what is left is one log without a gap.
+            let last = recover::seqs(&day.path).map_err(|e| fault(&day.path, &e))?.1;
+            // What is no line was seen by nobody; a file without a byte says nothing.
+            let may_go = match last {
+                Some(last) => last < sure,
+                None => reader::length(&day.path).map_err(|e| fault(&day.path, &e))? == 0,
+            };
+            if cleaned.kept.is_empty() && may_go {
+                old.push(day);
+            } else {
+                cleaned.kept.push(day.name());
+            }
+        }
         // A record holds so many files and no more; the rest go with the next cleaning.
         let old: Vec<_> = old.into_iter().take(MAX_PRUNED).collect();
         if old.is_empty() {
-            return Ok(Cleaned::default());
+            return Ok(cleaned);
         }
-        let mut cleaned = Cleaned::default();
         let mut described = Vec::new();
         for day in &old {
             described.push(describe(day, &mut cleaned).map_err(|e| fault(&day.path, &e))?);

@@ -160,7 +160,22 @@ pub fn line_of(dir: &Path, seq: u64) -> io::Result<Option<Vec<u8>>> {
     Ok(None)
 }
 
-fn seq_of(raw: &[u8]) -> Option<u64> {
+/// Where the line of this number begins in its file, or where the file ends.
+fn offset_of(path: &Path, seq: u64) -> io::Result<u64> {
+    let mut offset = 0;
+    for line in open(path)?.into_iter().flatten() {
+        let line = line?;
+        if !line.whole || seq_of(&line.bytes).is_some_and(|this| this >= seq) {
+            break;
+        }
+        offset += line.bytes.len() as u64 + 1;
+    }
+    Ok(offset)
+}
+
+/// The number that a line says it has.
+#[must_use]
+pub fn seq_of(raw: &[u8]) -> Option<u64> {
     #[derive(Deserialize)]
     struct Numbered {
         seq: u64,
@@ -209,6 +224,26 @@ impl Follow {
             bytes -= dropped.len();
         }
         Ok((last.into(), follow))
+    }
+
+    /// A follower of the log in `dir` that begins with the line of this number, or the first after it
+    /// that is there; and that one's number.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn from(dir: &Path, seq: u64) -> io::Result<(u64, Self)> {
+        let mut follow = Self { dir: dir.to_owned(), at: None, offset: 0 };
+        let mut first = seq;
+        for day in list(dir)?.into_iter().rev() {
+            let Some(begin) = first_line(&day.path)?.and_then(|raw| seq_of(&raw)) else { continue };
+            follow.at = Some((day.clone(), File::open(&day.path)?));
+            if begin <= seq {
+                follow.offset = offset_of(&day.path, seq)?;
+                return Ok((seq, follow));
+            }
+            first = begin;
+        }
+        Ok((first, follow))
     }
 
     /// Whole lines that were not read yet; none when there are none for now.
@@ -350,6 +385,25 @@ mod tests {
         seen.extend(follow.next().unwrap());
         assert_eq!(seen.len(), 2);
         assert!(follow.next().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_follower_begins_with_any_line_that_is_still_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbered = |seq: u64| format!("{{\"seq\":{seq}}}\n");
+        put(dir.path(), "2026-01-02", &(3..6).map(numbered).collect::<String>());
+        put(dir.path(), "2026-01-03", &(6..9).map(numbered).collect::<String>());
+        for seq in 0..10 {
+            let (first, mut follow) = Follow::from(dir.path(), seq).unwrap();
+            let mut rest = follow.next().unwrap();
+            rest.extend(follow.next().unwrap());
+            let rest: Vec<_> = rest.iter().map(|raw| seq_of(raw).unwrap()).collect();
+            assert_eq!(rest, (seq.max(3)..9).collect::<Vec<_>>());
+            assert_eq!(first, seq.max(3));
+        }
+        let (first, mut follow) = Follow::from(&dir.path().join("."), 9).unwrap();
+        put(dir.path(), "2026-01-03", &numbered(9));
+        assert_eq!((first, follow.next().unwrap().len()), (9, 1));
     }
 
     #[test]

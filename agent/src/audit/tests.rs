@@ -10,7 +10,10 @@ use jtnt_proto::{
 };
 
 use super::*;
-use crate::runtime::{clock::FixedClock, durable, entropy::SeededEntropy};
+use crate::{
+    domain::retention::Profile,
+    runtime::{clock::FixedClock, durable, entropy::SeededEntropy},
+};
 
 #[derive(Debug)]
 pub(super) struct Key(SigningKey);
@@ -46,7 +49,7 @@ impl Fixture {
         Config {
             dir: self.dir(),
             agent_id: "agent".into(),
-            retention_days: 30,
+            retention: Retention::default(),
             zone: TimeZone::UTC,
         }
     }
@@ -88,6 +91,12 @@ impl Fixture {
 
 pub(super) fn record(n: u64) -> Record {
     Record::of(Event::Startup).detail("n", n)
+}
+
+/// A witness sees all lines.
+pub(super) async fn seen(audit: &Audit) {
+    let offer = audit.checkpoint(None).await.unwrap();
+    audit.witnessed(offer.note).await.unwrap();
 }
 
 pub(super) fn events(path: &Path) -> Vec<String> {
@@ -267,6 +276,35 @@ async fn two_writers_are_impossible() {
 }
 
 #[tokio::test]
+async fn where_the_hub_is_to_hold_lines_none_goes_that_it_does_not() {
+    let fixture = Fixture::new();
+    let strict = Config { retention: Retention::of(Profile::Pci, 1), ..fixture.config() };
+    let clock = Arc::<FixedClock>::clone(&fixture.clock);
+    let entropy = SeededEntropy::new(1);
+    let audit = Audit::open(strict, Fixture::signer(7), clock, entropy.as_ref()).unwrap();
+    let mut ends = Vec::new();
+    for _ in 0..100 {
+        audit.append(record(0)).await.unwrap();
+        ends.push(audit.head().size);
+        fixture.clock.advance(DAY);
+    }
+    audit.append(record(0)).await.unwrap();
+    seen(&audit).await;
+    let log_id = audit.head().log_id;
+    assert_eq!(audit.clean().await.unwrap().files.len(), 0, "three months, and not held");
+    // Of the third day the hub lacks the line that closes it, and it is no hub that holds more.
+    audit.held("other".into(), u64::MAX).await;
+    audit.held(log_id.clone(), ends[2]).await;
+    let cleaned = audit.clean().await.unwrap();
+    assert_eq!(cleaned.files, ["audit-2026-06-01.log", "audit-2026-06-02.log"]);
+    assert_eq!(cleaned.kept.len(), 8);
+    audit.held(log_id, u64::MAX).await;
+    assert_eq!(audit.clean().await.unwrap().files.len(), 8, "90 days stay");
+    assert_eq!(audit.head().held, audit.head().size - 1, "as many as there were, and the record");
+    assert_eq!(fixture.files().len(), 91);
+}
+
+#[tokio::test]
 async fn exactly_the_days_of_the_retention_are_kept() {
     let fixture = Fixture::new();
     let audit = fixture.open();
@@ -277,6 +315,10 @@ async fn exactly_the_days_of_the_retention_are_kept() {
     audit.append(record(0)).await.unwrap();
     assert_eq!(fixture.files().len(), 32, "1 June to 2 July");
     durable::replace(&fixture.dir().join("audit-2026-06-01.log.torn-1"), b"{", 0o640).unwrap();
+    let stays = audit.clean().await.unwrap();
+    assert_eq!(stays.kept, ["audit-2026-06-01.log"], "nobody has seen it");
+    assert!(stays.files.is_empty() && fixture.files().len() == 32);
+    seen(&audit).await;
     let cleaned = audit.clean().await.unwrap();
     assert_eq!(cleaned.files, ["audit-2026-06-01.log"], "2 June is 30 days old and stays");
     assert!(!fixture.dir().join("audit-2026-06-01.log.torn-1").exists(), "it goes with its day");

@@ -17,6 +17,7 @@ pub(super) enum Command {
     Witnessed(String, Reply<()>),
     Prove(u64, Reply<Inclusion>),
     RolledBack(String, Reply<bool>),
+    Held(String, u64),
 }
 
 /// Serves until the last handle is gone.
@@ -34,7 +35,8 @@ pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch
                 | Command::Checkpoint(..)
                 | Command::Witnessed(..)
                 | Command::Prove(..)
-                | Command::RolledBack(..)) => others.push(other),
+                | Command::RolledBack(..)
+                | Command::Held(..)) => others.push(other),
             }
             if records.len() < BATCH {
                 next = queue.try_recv().ok();
@@ -57,30 +59,40 @@ pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch
             }
         }
         for other in others {
-            match other {
-                Command::Append(..) => {}
-                Command::Clean(reply) => {
-                    let cleaned = log.clean();
-                    head.send_replace(log.head());
-                    let _gone = reply.send(cleaned);
-                }
-                Command::Checkpoint(since, reply) => {
-                    let _gone = reply.send(log.checkpoint(since));
-                }
-                Command::Prove(seq, reply) => {
-                    let _gone = reply.send(log.prove(seq));
-                }
-                Command::RolledBack(note, reply) => {
-                    let anew = log.rolled_back(&note);
-                    head.send_replace(log.head());
-                    let _gone = reply.send(anew);
-                }
-                Command::Witnessed(note, reply) => {
-                    let kept = log.witnessed(&note);
-                    head.send_replace(log.head());
-                    let _gone = reply.send(kept);
-                }
-            }
+            serve(&mut log, other, head);
+        }
+    }
+}
+
+/// What comes after the lines of its batch. Whoever asked may be gone; who is not sees the log as it is
+/// by then.
+fn serve(log: &mut Log, command: Command, head: &watch::Sender<Head>) {
+    match command {
+        Command::Append(..) => {}
+        Command::Clean(reply) => {
+            let cleaned = log.clean();
+            head.send_replace(log.head());
+            let _gone = reply.send(cleaned);
+        }
+        Command::Checkpoint(since, reply) => {
+            let _gone = reply.send(log.checkpoint(since));
+        }
+        Command::Prove(seq, reply) => {
+            let _gone = reply.send(log.prove(seq));
+        }
+        Command::Held(log_id, lines) => {
+            log.held(&log_id, lines);
+            head.send_replace(log.head());
+        }
+        Command::RolledBack(note, reply) => {
+            let anew = log.rolled_back(&note);
+            head.send_replace(log.head());
+            let _gone = reply.send(anew);
+        }
+        Command::Witnessed(note, reply) => {
+            let kept = log.witnessed(&note);
+            head.send_replace(log.head());
+            let _gone = reply.send(kept);
         }
     }
 }

@@ -13,7 +13,7 @@ mod settings;
 mod value;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
 };
@@ -28,22 +28,15 @@ pub use paths::Paths;
 pub use settings::{Setting, all as settings};
 
 use crate::{
-    domain::key_store::KeyStore,
+    domain::{
+        key_store::KeyStore,
+        retention::{Collector, Profile, Retention},
+    },
     telemetry::log::{Format, Level},
 };
 
 /// Where the configuration is unless `JTNT_CONFIG` or `--config` say otherwise.
 pub const DEFAULT_PATH: &str = "/etc/jtnt-agent/config.json";
-
-/// How long the audit log must last, by what it is kept for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum AuditProfile {
-    Default,
-    Pci,
-    Hipaa,
-}
 
 /// Which updates are applied without being asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -81,7 +74,8 @@ pub struct Config {
     pub retry_max_seconds: u64,
     pub breaker_failures: u32,
     pub audit_retention_days: u32,
-    pub audit_profile: AuditProfile,
+    pub audit_profile: Profile,
+    pub audit_forward: Vec<Collector>,
     pub cert_check_time: String,
     pub key_store: KeyStore,
     pub update_check_time: String,
@@ -125,7 +119,8 @@ impl Config {
             retry_max_seconds: 300,
             breaker_failures: 5,
             audit_retention_days: 30,
-            audit_profile: AuditProfile::Default,
+            audit_profile: Profile::Default,
+            audit_forward: Vec::new(),
             cert_check_time: "03:00".to_owned(),
             key_store: KeyStore::File,
             update_check_time: "04:00".to_owned(),
@@ -141,6 +136,19 @@ impl Config {
             log_format: Format::Human,
             labels: BTreeMap::new(),
         }
+    }
+
+    /// What of the audit log is kept, and what may go.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        Retention::of(self.audit_profile, self.audit_retention_days)
+    }
+
+    /// Who gets every line of it, also without being named where the profile asks for it.
+    #[must_use]
+    pub fn collectors(&self) -> BTreeSet<Collector> {
+        let by_profile = self.retention().at_hub().then_some(Collector::Hub);
+        self.audit_forward.iter().copied().chain(by_profile).collect()
     }
 
     /// Where everything lies.

@@ -6,12 +6,16 @@ use jtnt_proto::policy::RequireEnforcement;
 use serde_json::Value;
 
 use super::{
-    AuditProfile, Config, UpdateAuto,
+    Config, UpdateAuto,
     value::{
-        Read, choice, list, loopback, map, number, path, small, text, time, uids, url, window,
+        Read, choice, choices, list, loopback, map, number, path, small, text, time, uids, url,
+        window,
     },
 };
-use crate::telemetry::log::{Format, Level};
+use crate::{
+    domain::retention::{Collector, Profile},
+    telemetry::log::{Format, Level},
+};
 
 type Reader = fn(&mut Config, &Value, &Path) -> Read<()>;
 
@@ -98,13 +102,18 @@ static SETTINGS: &[Setting] = &[
     on(Restart, "audit_retention_days", |c, v, _| {
         set(&mut c.audit_retention_days, small(v, 1..=MAX_DAYS))
     }),
-    on(Later, "audit_profile", |c, v, _| {
-        let words = [
-            ("default", AuditProfile::Default),
-            ("pci", AuditProfile::Pci),
-            ("hipaa", AuditProfile::Hipaa),
-        ];
+    on(Restart, "audit_profile", |c, v, _| {
+        let words =
+            [("default", Profile::Default), ("pci", Profile::Pci), ("hipaa", Profile::Hipaa)];
         set(&mut c.audit_profile, choice(v, &words))
+    }),
+    on(Restart, "audit_forward", |c, v, _| {
+        let words = [
+            ("hub", Collector::Hub),
+            ("journald", Collector::Journald),
+            ("syslog", Collector::Syslog),
+        ];
+        set(&mut c.audit_forward, choices(v, &words))
     }),
     on(Restart, "cert_check_time", |c, v, _| set(&mut c.cert_check_time, time(v))),
     on(Reload, "key_store", |c, v, _| set(&mut c.key_store, text(v).and_then(str::parse))),

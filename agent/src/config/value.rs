@@ -58,6 +58,12 @@ pub(super) fn choice<T: Copy>(value: &Value, words: &[(&str, T)]) -> Read<T> {
     }
 }
 
+/// A list of some of them.
+pub(super) fn choices<T: Copy>(value: &Value, words: &[(&str, T)]) -> Read<Vec<T>> {
+    let Some(items) = value.as_array() else { return expected("a list of words", value) };
+    items.iter().map(|item| choice(item, words)).collect()
+}
+
 pub(super) fn path(value: &Value, home: &Path) -> Read<PathBuf> {
     let given = value.as_str().filter(|t| !t.contains('\0'));
     match given {

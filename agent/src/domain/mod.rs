@@ -13,5 +13,6 @@ pub mod job;
 pub mod key_store;
 pub mod policy;
 pub mod recovery;
+pub mod retention;
 pub mod schedule;
 pub mod seen;

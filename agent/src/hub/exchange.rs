@@ -49,6 +49,8 @@ pub(super) struct Call {
 /// What a request carries.
 pub(super) enum Payload {
     Bytes(Bytes),
+    /// JSON objects, a line each.
+    Lines(Bytes),
     /// The part, until it is on its way, and what counts its bytes.
     Read(Option<Reading>, Arc<AtomicU64>),
 }
@@ -96,7 +98,7 @@ impl Call {
 
     fn request(&mut self, host: &str) -> Result<Request<Outgoing>, HubError> {
         let body = match &mut self.payload {
-            Payload::Bytes(bytes) => Outgoing::bytes(bytes.clone()),
+            Payload::Bytes(bytes) | Payload::Lines(bytes) => Outgoing::bytes(bytes.clone()),
             Payload::Read(part, _) => match part.take() {
                 Some(part) => Outgoing::Read(part),
                 None => return Err(HubError::BadAnswer("the upload was sent already".to_owned())),
@@ -108,9 +110,12 @@ impl Call {
             .header(header::HOST, host)
             .header(header::USER_AGENT, USER_AGENT);
         match &self.payload {
-            Payload::Bytes(bytes) if bytes.is_empty() => {}
+            Payload::Bytes(bytes) | Payload::Lines(bytes) if bytes.is_empty() => {}
             Payload::Bytes(_) => {
                 request = request.header(header::CONTENT_TYPE, "application/json");
+            }
+            Payload::Lines(_) => {
+                request = request.header(header::CONTENT_TYPE, "application/x-ndjson");
             }
             Payload::Read(..) => {
                 request = request.header(header::CONTENT_TYPE, "application/octet-stream");
@@ -123,7 +128,7 @@ impl Call {
     }
 
     const fn can_repeat(&self) -> bool {
-        matches!(self.payload, Payload::Bytes(_))
+        matches!(self.payload, Payload::Bytes(_) | Payload::Lines(_))
     }
 }
 

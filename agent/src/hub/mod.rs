@@ -7,6 +7,7 @@ mod error;
 mod exchange;
 mod pool;
 mod probe;
+pub mod retry;
 mod routes;
 mod stack;
 

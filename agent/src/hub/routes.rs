@@ -12,7 +12,7 @@ use jtnt_proto::{
     bytes::Hash,
     envelope::Envelope,
     hub::{
-        EnrollRequest, EnrollResponse, HeartbeatRequest, HeartbeatResponse, JobStatus,
+        AuditLines, EnrollRequest, EnrollResponse, HeartbeatRequest, HeartbeatResponse, JobStatus,
         JobsResponse, LeasedJob, MAX_LEASED_JOBS, MAX_POLL_SECONDS, OutputChunk, OutputState,
         RenewRequest, RenewResponse, ResultResponse, UploadState,
     },
@@ -202,6 +202,24 @@ impl HubClient {
         let path = format!("/api/v1/artifacts/{id}/{name}?{query}");
         let mut call = Call::new(Method::PUT, "/api/v1/artifacts/{job_id}/{name}", path);
         call.payload = payload;
+        call.also = &[409];
+        decoded(self.call(call).await?)
+    }
+
+    /// `PUT /api/v1/audit/{log_id}`: lines from number `from` on, or none, to ask; where the hub wants
+    /// the log to go on, also where that is elsewhere.
+    ///
+    /// # Errors
+    /// As [`HubError`].
+    pub async fn audit_lines(
+        &self,
+        log_id: &str,
+        from: u64,
+        lines: Bytes,
+    ) -> Result<AuditLines, HubError> {
+        let path = format!("/api/v1/audit/{log_id}?from={from}");
+        let mut call = Call::new(Method::PUT, "/api/v1/audit/{log_id}", path);
+        call.payload = Payload::Lines(lines);
         call.also = &[409];
         decoded(self.call(call).await?)
     }

@@ -200,7 +200,7 @@ impl Around for Deadline {
         Box::pin(async move {
             let within = call.within;
             let moved = match &call.payload {
-                Payload::Bytes(_) => None,
+                Payload::Bytes(_) | Payload::Lines(_) => None,
                 Payload::Read(_, sent) => Some(Arc::clone(sent)),
             };
             let mut answer = rest(call);

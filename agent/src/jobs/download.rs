@@ -9,12 +9,11 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::{
-    core::Core,
+use super::{core::Core, runner::Ended};
+use crate::hub::{
+    HubClient,
     retry::{Retry, wanted},
-    runner::Ended,
 };
-use crate::hub::HubClient;
 
 const CHUNK_BYTES: usize = 256 * 1024;
 

@@ -195,7 +195,7 @@ impl Desk {
         let audit = audit::Config {
             dir: dir.path().join("audit"),
             agent_id: "agent".into(),
-            retention_days: 30,
+            retention: crate::domain::retention::Retention::default(),
             zone: TimeZone::UTC,
         };
         let key = Arc::new(Key(secret(9)));

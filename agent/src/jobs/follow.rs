@@ -19,12 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     core::Core,
-    retry::{Retry, is_final, wanted},
     upload::{Stopped, append},
 };
 use crate::{
     domain::job::{Dropped, Entry},
-    hub::{HubClient, HubError, UploadPart},
+    hub::{
+        HubClient, HubError, UploadPart,
+        retry::{Retry, is_final, wanted},
+    },
     store::StoreError,
 };
 

@@ -17,7 +17,6 @@ use super::{
     permit,
     refuse::{Refusal, status_of},
     report::Report,
-    retry::{Retry, wanted},
     runner::{Ended, refused_by},
 };
 use crate::{
@@ -26,7 +25,10 @@ use crate::{
         ids::JobId,
         job::{Entry, Reject},
     },
-    hub::HubClient,
+    hub::{
+        HubClient,
+        retry::{Retry, wanted},
+    },
     runtime::tasks::Class,
     store::{Admission, Question, StoreError},
     trust::{Keyring, Verified},

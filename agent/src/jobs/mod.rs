@@ -15,7 +15,6 @@ mod refuse;
 mod rehearse;
 mod report;
 mod results;
-mod retry;
 mod runner;
 mod stream;
 mod transfer;

@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     core::{Core, bounded},
     report::Report,
-    retry::{Retry, is_final, wanted},
     runner::Ended,
 };
 use crate::{
@@ -29,7 +28,10 @@ use crate::{
         ids::JobId,
         job::{Dropped, Entry, State},
     },
-    hub::{HubClient, HubError},
+    hub::{
+        HubClient, HubError,
+        retry::{Retry, is_final, wanted},
+    },
     store::StoreError,
 };
 

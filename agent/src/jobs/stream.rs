@@ -9,14 +9,13 @@ use jtnt_proto::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    core::Core,
-    retry::{Retry, is_final, wanted},
-    runner::Context,
-};
+use super::{core::Core, runner::Context};
 use crate::{
     domain::ids::JobId,
-    hub::{HubClient, HubError},
+    hub::{
+        HubClient, HubError,
+        retry::{Retry, is_final, wanted},
+    },
     runtime::tasks::Class,
     shim::Stream,
     store::StoreError,

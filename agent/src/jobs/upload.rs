@@ -9,12 +9,14 @@ use tokio::io::AsyncRead;
 
 use super::{
     download::hub,
-    retry::{Retry, wanted},
     runner::{Context, Ended},
 };
 use crate::{
     domain::ids::JobId,
-    hub::{HubClient, HubError, UploadPart},
+    hub::{
+        HubClient, HubError, UploadPart,
+        retry::{Retry, wanted},
+    },
     shim::Source,
 };
 

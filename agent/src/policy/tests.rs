@@ -112,7 +112,7 @@ impl Fixture {
         let log = audit::Config {
             dir: self.dir.path().join("audit"),
             agent_id: "agent".into(),
-            retention_days: 30,
+            retention: crate::domain::retention::Retention::default(),
             zone: jiff::tz::TimeZone::UTC,
         };
         let signer = Arc::new(Key(SigningKey::from_bytes(&[9; 32])));

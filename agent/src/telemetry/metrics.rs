@@ -91,6 +91,8 @@ pub struct Metrics {
     pub audit_size: Gauge,
     /// Those that a witness has seen.
     pub audit_witnessed: Gauge,
+    /// Lines that were forwarded, by where.
+    pub audit_forwarded: GaugeVec,
     /// Logs that were put back to an earlier state and are kept aside.
     pub audit_superseded: Gauge,
     /// 1 while the audit log can be written.
@@ -241,6 +243,13 @@ impl Metrics {
                 &r,
                 "audit_witnessed_lines",
                 "Lines in the audit log that the hub has seen and cosigned.",
+            )?,
+            audit_forwarded: gauge_vec(
+                &r,
+                "audit_forwarded_lines",
+                "Lines of the audit log that the hub holds, or that were given to journald or syslog.",
+                "to",
+                &[],
             )?,
             audit_superseded: gauge(
                 &r,

@@ -150,7 +150,7 @@ impl Site {
         let log = audit::Config {
             dir: self.dir.path().join("audit"),
             agent_id: self.identity.agent_id.clone(),
-            retention_days: 30,
+            retention: jtnt_agent::domain::retention::Retention::default(),
             zone: TimeZone::UTC,
         };
         let audit = Audit::open(log, key, Arc::clone(&clock), &SystemEntropy).unwrap();

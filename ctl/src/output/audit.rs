@@ -96,7 +96,7 @@ pub(crate) struct Report {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
-fn is_zero(n: &u64) -> bool {
+pub(super) fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
@@ -215,18 +215,28 @@ impl Export {
 pub(crate) struct Cleaned<'a> {
     removed: &'a [String],
     bytes: u64,
+    /// Old enough, and still needed: the hub has not seen them, or does not hold them.
+    kept: &'a [String],
 }
 
 impl<'a> From<&'a pb::CleanLogResponse> for Cleaned<'a> {
     fn from(c: &'a pb::CleanLogResponse) -> Self {
-        Self { removed: &c.removed, bytes: c.bytes }
+        Self { removed: &c.removed, bytes: c.bytes, kept: &c.kept }
     }
 }
 
 pub(crate) fn cleaned(c: &pb::CleanLogResponse) -> String {
-    if c.removed.is_empty() {
+    if c.removed.is_empty() && c.kept.is_empty() {
         return "nothing is older than the retention\n".to_owned();
     }
-    let names: String = c.removed.iter().map(|name| format!("removed {}\n", clean(name))).collect();
-    format!("{names}{} freed\n", human::bytes(c.bytes))
+    let named = |verb: &str, names: &[String]| -> String {
+        names.iter().map(|name| format!("{verb} {}\n", clean(name))).collect()
+    };
+    let (removed, kept) = (named("removed", &c.removed), named("kept", &c.kept));
+    let why = if c.kept.is_empty() {
+        ""
+    } else {
+        "what is kept goes once the hub has seen it, and holds it where audit_profile asks for that\n"
+    };
+    format!("{removed}{kept}{} freed\n{why}", human::bytes(c.bytes))
 }

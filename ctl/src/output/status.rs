@@ -107,6 +107,9 @@ struct Audit<'a> {
     witnessed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     witness_refusal: Option<&'a str>,
+    /// Lines that the hub holds.
+    #[serde(skip_serializing_if = "super::audit::is_zero")]
+    held: u64,
     /// Logs that were put back to an earlier state, by their ids.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     superseded: &'a [String],
@@ -167,6 +170,7 @@ impl<'a> From<&'a pb::Status> for Status<'a> {
                 last_error: text(&a.last_error),
                 witnessed: a.witnessed,
                 witness_refusal: text(&a.witness_refusal),
+                held: a.held,
                 superseded: &a.superseded,
             }),
             disk: s.disk.map(|d| Disk { total_bytes: d.total_bytes, used_bytes: d.used_bytes }),
@@ -265,7 +269,11 @@ pub(crate) fn screen(s: &pb::Status, now: Timestamp, color: bool) -> String {
                 (None, 0) => ("all seen by the hub".to_owned(), Tone::Plain),
                 (None, left) => (format!("{left} not seen by the hub yet"), Tone::Plain),
             };
-            table.pair("Audit log", toned(format!("{lines}, {seen}"), tone));
+            let held = match a.held {
+                0 => String::new(),
+                held => format!(", {held} held by it"),
+            };
+            table.pair("Audit log", toned(format!("{lines}, {seen}{held}"), tone));
             if !a.superseded.is_empty() {
                 let text = format!("ROLLED BACK; kept aside: {}", a.superseded.join(", "));
                 table.pair("", toned(text, Tone::Bad));

@@ -50,6 +50,9 @@ pub(super) enum Command {
         /// Print the newest cosigned checkpoint, for `audit verify --anchor`
         #[arg(long)]
         anchor: bool,
+        /// Print the lines that the hub holds, of the newest log or of this one
+        #[arg(long, value_name = "LOG", num_args = 0..=1, conflicts_with = "anchor")]
+        lines: Option<Option<String>>,
     },
     /// The keys by which others check what the hub cosigned, as signed notes take them
     Witness,

@@ -72,6 +72,7 @@ async fn expired(desk: &Desk<'_>, wish: &SetFault) -> Result<Option<Envelope>, H
         | Route::Output
         | Route::Renew
         | Route::Artifact
+        | Route::Audit
         | Route::Any => Ok(None),
     }
 }

@@ -103,7 +103,10 @@ async fn run(arguments: Arguments, output: &Output) -> Result<Verdict, HubError>
     match command {
         Command::Token { life } => show::token(&desk, life).await,
         Command::Agents => show::agents(&desk).await,
-        Command::Audit { agent, anchor } => show::logs(&desk, &agent, anchor).await,
+        Command::Audit { agent, anchor, lines } => match lines {
+            Some(log) => show::held(&desk, &agent, log).await,
+            None => show::logs(&desk, &agent, anchor).await,
+        },
         Command::Witness => show::witness(&desk).await,
         Command::Requests { agent } => show::requests(&desk, agent).await,
         Command::Job(command) => job::run(&desk, command).await,

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use jtnt_proto::identity::is_id;
+
 use super::{Desk, Verdict, output::table};
 use crate::{
     control::{NewToken, TokenWish},
     error::HubError,
     hub::unknown_agent,
     record::Recorded,
+    routes,
     view::AgentView,
     witness::SeenLog,
 };
@@ -76,6 +79,27 @@ pub(super) async fn logs(desk: &Desk<'_>, agent: &str, anchor: bool) -> Result<V
         let rows: Vec<_> = logs.iter().map(row).collect();
         table(&["LOG", "LINES", "COSIGNED", "TROUBLE"], &rows)
     })
+}
+
+/// The lines of a log, as they were signed; a line that is being stored is none yet.
+pub(super) async fn held(
+    desk: &Desk<'_>,
+    agent: &str,
+    log: Option<String>,
+) -> Result<Verdict, HubError> {
+    let agents: Vec<AgentView> = desk.client.get("/control/v1/agents").await?;
+    let found = agents.into_iter().find(|a| a.agent_id == agent);
+    let logs = found.ok_or_else(|| unknown_agent(agent))?.logs;
+    let newest = logs.iter().max_by_key(|(_, log)| log.at).map(|(id, _)| id.clone());
+    let none = || HubError::refused("NOTHING_HELD", "the hub holds no lines of this log");
+    let log = log.or(newest).filter(|log| is_id(log)).ok_or_else(none)?;
+    let path = routes::lines::file(&desk.dir, agent, &log);
+    if !path.exists() {
+        return Err(none());
+    }
+    let text = std::fs::read_to_string(&path).map_err(HubError::file(&path))?;
+    let whole = text.rfind('\n').map_or("", |at| text.get(..=at).unwrap_or_default()).to_owned();
+    desk.output.show(&whole, || whole.clone())
 }
 
 pub(super) async fn witness(desk: &Desk<'_>) -> Result<Verdict, HubError> {

@@ -23,6 +23,9 @@ use crate::{
     tls::Peer,
 };
 
+const JSON: &str = "application/json";
+/// JSON objects, a line each.
+const LINES: &str = "application/x-ndjson";
 /// A whole body has this long to arrive.
 const BODY_SECONDS: u64 = 30;
 
@@ -35,7 +38,8 @@ pub(super) async fn front(State(core): State<Shared>, request: Request, next: Ne
         record.body_bytes = length(&parts.headers).unwrap_or(0);
         Ok(body)
     } else {
-        whole(&parts.headers, body).await.map(|bytes| {
+        let kind = if route == Some(Route::Audit) { LINES } else { JSON };
+        whole(&parts.headers, body, kind).await.map(|bytes| {
             keep(&mut record, &bytes);
             Body::from(bytes)
         })
@@ -88,7 +92,7 @@ fn keep(record: &mut Recorded, body: &Bytes) {
     }
 }
 
-async fn whole(headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+async fn whole(headers: &HeaderMap, body: Body, wanted: &str) -> Result<Bytes, Refusal> {
     let arriving = Limited::new(body, MAX_BODY_BYTES).collect();
     let body = match tokio::time::timeout(Duration::from_secs(BODY_SECONDS), arriving).await {
         Ok(Ok(body)) => body.to_bytes(),
@@ -106,10 +110,11 @@ async fn whole(headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
         }
     };
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
-    let json = kind.split(';').next().is_some_and(|k| k.trim() == "application/json");
-    if !body.is_empty() && !json {
-        let why = "send JSON with Content-Type: application/json";
-        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "NOT_JSON", why));
+    let fits = kind.split(';').next().is_some_and(|k| k.trim() == wanted);
+    if !body.is_empty() && !fits {
+        let why = format!("send it with Content-Type: {wanted}");
+        let reason = if wanted == JSON { "NOT_JSON" } else { "NOT_LINES" };
+        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason, why));
     }
     Ok(body)
 }

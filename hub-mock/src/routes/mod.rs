@@ -6,6 +6,7 @@ mod enroll;
 mod front;
 mod heartbeat;
 mod jobs;
+pub(crate) mod lines;
 mod odd;
 mod policy;
 pub(crate) mod problem;
@@ -48,6 +49,7 @@ pub(crate) fn router(core: Shared) -> Router {
         .route("/api/v1/certificates/renew", post(renew::renew))
         .route("/api/v1/artifacts/{sha256}", get(artifacts::get))
         .route("/api/v1/artifacts/{job_id}/{name}", axum::routing::put(artifacts::put))
+        .route("/api/v1/audit/{log_id}", axum::routing::put(lines::put))
         .route("/openapi.json", get(|| async { openapi() }))
         .fallback(|| async {
             Refusal::new(StatusCode::NOT_FOUND, "NO_SUCH_ROUTE", "see /openapi.json")

@@ -129,6 +129,8 @@ async fn every_request_and_answer_is_as_the_document_says() {
         Ask::get("/api/v1/policy"),
         Ask::post("/api/v1/certificates/renew", &agent.renewal(&hub).0),
         Ask::get(&format!("/api/v1/artifacts/{artifact}")),
+        Ask::raw(Method::PUT, "/api/v1/audit/log?from=0", ""),
+        Ask::raw(Method::PUT, "/api/v1/audit/log?from=0", "no line\n"),
         Ask::get("/openapi.json"),
     ];
     let mut seen = std::collections::BTreeSet::new();

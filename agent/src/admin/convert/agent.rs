@@ -141,22 +141,13 @@ fn audit(overview: &Overview) -> pb::AuditStatus {
         witnessed: head.witnessed,
         witness_refusal: refusal.map(|refusal| refusal.name().to_owned()).unwrap_or_default(),
         superseded: head.superseded,
+        held: head.held,
     }
 }
 
-/// What is wrong, the gravest first, each with what to type.
-fn advice(
-    overview: &Overview,
-    report: &Report,
-    fault: Option<&IdentityError>,
-    identity: Option<&std::sync::Arc<Identity>>,
-) -> Vec<pb::Advice> {
+/// What is wrong with the audit log.
+fn audit_advice(overview: &Overview, say: &mut impl FnMut(&str, String, &str)) {
     let s = overview.sources();
-    let mut out = Vec::new();
-    let mut say = |reason: &str, message: String, command: &str| {
-        let (reason, command) = (reason.to_owned(), command.to_owned());
-        out.push(pb::Advice { reason, message, command });
-    };
     let head = s.audit.head();
     if let Some(error) = head.error {
         say("AUDIT_NOT_WRITABLE", format!("{error}; no job starts"), "df -h");
@@ -174,6 +165,22 @@ fn advice(
         let message = format!("the hub does not cosign the audit log: {}", refusal.words());
         say("AUDIT_NOT_WITNESSED", message, "jtntctl audit verify");
     }
+}
+
+/// What is wrong, the gravest first, each with what to type.
+fn advice(
+    overview: &Overview,
+    report: &Report,
+    fault: Option<&IdentityError>,
+    identity: Option<&std::sync::Arc<Identity>>,
+) -> Vec<pb::Advice> {
+    let s = overview.sources();
+    let mut out = Vec::new();
+    let mut say = |reason: &str, message: String, command: &str| {
+        let (reason, command) = (reason.to_owned(), command.to_owned());
+        out.push(pb::Advice { reason, message, command });
+    };
+    audit_advice(overview, &mut say);
     if let Some(error) = s.journal.last_error() {
         say("JOURNAL_NOT_WRITABLE", format!("{error}; no job is taken"), "df -h");
     }

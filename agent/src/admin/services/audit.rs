@@ -174,8 +174,8 @@ impl AuditService for Audit {
     async fn clean_log(&self, _: Request<pb::CleanLogRequest>) -> Answer<pb::CleanLogResponse> {
         let audit = &self.0.overview.sources().audit;
         let cleaned = audit.clean().await.map_err(|e| error::audit(&e))?;
-        let (removed, bytes) = (cleaned.files, cleaned.bytes);
-        Ok(Response::new(pb::CleanLogResponse { removed, bytes }))
+        let (removed, bytes, kept) = (cleaned.files, cleaned.bytes, cleaned.kept);
+        Ok(Response::new(pb::CleanLogResponse { removed, bytes, kept }))
     }
 }
 

@@ -122,6 +122,7 @@ fn status() -> pb::Status {
             witnessed: 1200,
             witness_refusal: String::new(),
             superseded: Vec::new(),
+            held: 1190,
         }),
         disk: Some(pb::DiskStatus { total_bytes: 1 << 40, used_bytes: 1 << 39 }),
         root: Some(pb::RootStatus {
@@ -419,7 +420,8 @@ impl pb::audit_service_server::AuditService for Fake {
 
     async fn clean_log(&self, _: Request<pb::CleanLogRequest>) -> Answer<pb::CleanLogResponse> {
         let removed = vec!["audit-2025-11-01.log".into()];
-        self.one(pb::CleanLogResponse { removed, bytes: 4096 }).await
+        let kept = vec!["audit-2025-11-02.log".into()];
+        self.one(pb::CleanLogResponse { removed, bytes: 4096, kept }).await
     }
 }
 

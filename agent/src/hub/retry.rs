@@ -3,27 +3,26 @@
 
 use std::time::Duration;
 
-use crate::{
-    hub::HubError,
-    runtime::entropy::{Entropy, fraction},
-};
+use super::HubError;
+use crate::runtime::entropy::{Entropy, fraction};
 
 const BASE: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_secs(60);
 
 /// Counts failures in a row.
 #[derive(Debug, Default)]
-pub(super) struct Retry {
+pub struct Retry {
     failures: u32,
 }
 
 impl Retry {
-    pub(super) const fn succeeded(&mut self) {
+    /// The next failure is the first.
+    pub const fn succeeded(&mut self) {
         self.failures = 0;
     }
 
     /// The wait after one more failure, and after `wanted` in any case.
-    pub(super) fn wait(&mut self, wanted: Duration, entropy: &dyn Entropy) -> Duration {
+    pub fn wait(&mut self, wanted: Duration, entropy: &dyn Entropy) -> Duration {
         let bound = BASE.saturating_mul(1 << self.failures.min(10)).min(MOST);
         self.failures = self.failures.saturating_add(1);
         wanted + bound.mul_f64(fraction(entropy))
@@ -31,7 +30,8 @@ impl Retry {
 }
 
 /// How long the hub wants to be left alone, or cannot be reached anyway.
-pub(super) const fn wanted(error: &HubError) -> Duration {
+#[must_use]
+pub const fn wanted(error: &HubError) -> Duration {
     match error {
         HubError::BreakerOpen(rest) | HubError::Refused { retry_after: Some(rest), .. } => *rest,
         HubError::Refused { .. }
@@ -43,7 +43,8 @@ pub(super) const fn wanted(error: &HubError) -> Duration {
 
 /// Whether the hub will never take this, however often it is sent. What is wrong with the
 /// credentials is not the document's fault and will be mended.
-pub(super) const fn is_final(error: &HubError) -> bool {
+#[must_use]
+pub const fn is_final(error: &HubError) -> bool {
     matches!(error, HubError::Refused { status: 400 | 404 | 409 | 410 | 413 | 415 | 422, .. })
 }
 
