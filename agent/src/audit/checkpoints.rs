@@ -40,6 +40,11 @@ impl Checkpoints {
         Self { dir: audit.join("checkpoints").join(log_id), origin }
     }
 
+    /// Makes the folder sure that a process may have made which was killed before its sync.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        if self.dir.is_dir() { durable::sync_parent(&self.dir) } else { Ok(()) }
+    }
+
     /// The newest that this key signed, and its text; nothing where there is none that can be
     /// believed.
     pub(super) fn own(&self, key: &PublicKey) -> Option<(Note, String)> {

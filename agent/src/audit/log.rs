@@ -76,7 +76,9 @@ impl Log {
         clock: SharedClock,
         entropy: &dyn Entropy,
     ) -> Result<Self, AuditError> {
-        durable::create_dir(&config.dir, DIR_MODE).map_err(|e| fault(&config.dir, &e))?;
+        durable::create_dir(&config.dir, DIR_MODE)
+            .and_then(|()| durable::sync_parent(&config.dir))
+            .map_err(|e| fault(&config.dir, &e))?;
         let lock = Lock::take(&config.dir.join("lock"), "the audit log's writer")
             .map_err(|e| AuditError(e.to_string()))?;
         let last = Head {
@@ -119,7 +121,9 @@ impl Log {
         if log_id != self.last.log_id {
             self.last.held = 0;
         }
-        self.last.witnessed = self.checkpoints(&log_id).witnessed().map_or(0, |seen| seen.size);
+        let checkpoints = self.checkpoints(&log_id);
+        checkpoints.sync().map_err(|e| fault(&dir, &e))?;
+        self.last.witnessed = checkpoints.witnessed().map_or(0, |seen| seen.size);
         Ok(())
     }
 
@@ -380,8 +384,13 @@ fn create(day: &DayFile) -> Result<File, AuditError> {
         .map_err(|e| fault(&day.path, &e))
 }
 
+/// What a process left that was killed before its sync is made sure before anything is built on it.
 fn append_to(day: &DayFile) -> Result<File, AuditError> {
-    OpenOptions::new().append(true).open(&day.path).map_err(|e| fault(&day.path, &e))
+    let opened = OpenOptions::new().append(true).open(&day.path);
+    opened
+        .and_then(|file| file.sync_all().map(|()| file))
+        .and_then(|file| durable::sync_parent(&day.path).map(|()| file))
+        .map_err(|e| fault(&day.path, &e))
 }
 
 #[cfg(test)]
