@@ -159,6 +159,31 @@ async fn days_that_were_removed_are_remembered_by_the_day_that_follows() {
 }
 
 #[tokio::test]
+async fn what_nobody_can_prove_any_more_is_not_proven_wrongly() {
+    let fixture = Fixture::new();
+    let audit = fixture.open();
+    for n in 0..33 {
+        audit.append(record(n)).await.unwrap();
+        if n == 0 {
+            let seen = audit.checkpoint(None).await.unwrap();
+            audit.witnessed(seen.note).await.unwrap();
+        }
+        fixture.clock.advance(DAY);
+    }
+    audit.append(record(34)).await.unwrap();
+    audit.clean().await.unwrap();
+    drop(audit);
+    // The tree is lost together with the lines, and what was kept of them begins later.
+    fs::remove_file(tree_file(&fixture)).unwrap();
+    for _restart in 0..2 {
+        let audit = fixture.open();
+        let refused = audit.checkpoint(None).await.unwrap_err().to_string();
+        assert!(refused.contains("it has a hole"), "{refused}");
+        assert_eq!(said(&audit.checkpoint(Some(0)).await.unwrap()).0, audit.head().size);
+    }
+}
+
+#[tokio::test]
 async fn a_day_that_another_key_opened_is_not_believed() {
     let fixture = Fixture::new();
     {

@@ -36,7 +36,7 @@ impl Kept for Hashes {
     fn at(&self, place: u64) -> io::Result<Hash> {
         let mut hash = [0; 32];
         self.0.read_exact_at(&mut hash, place.saturating_mul(HASH_BYTES))?;
-        // Nothing has this hash: what was written behind it left a hole.
+        // Nothing has this hash: it is a hole, and a proof with one would look like a fork.
         let known = Some(Hash(hash)).filter(|hash| *hash != ZERO);
         known.ok_or_else(|| gone("the lines that it was made from are gone".to_owned()))
     }
