@@ -17,6 +17,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use jiff::{Timestamp, tz::TimeZone};
 use jtnt_agent::{
     audit::{Audit, AuditError, Config, Record},
+    domain::retention::{Profile, Retention},
     runtime::{clock::Clock, entropy::SystemEntropy, signer::AuditSigner},
 };
 use jtnt_proto::{
@@ -140,7 +141,7 @@ pub(crate) fn open(data: &Path, calendar: &Arc<Calendar>) -> Result<Audit, Audit
     let config = Config {
         dir: audit_dir(data),
         agent_id: "agent".to_owned(),
-        retention_days: 1,
+        retention: Retention::of(Profile::Default, 1),
         zone: TimeZone::UTC,
     };
     let key = Arc::new(Key(SigningKey::from_bytes(&[7; 32])));
@@ -204,7 +205,7 @@ impl<'a> Work<'a> {
         self.beat().await;
         self.append().await;
         self.beat().await;
-        // The hub is away from here on, and files go that it has not seen all of.
+        // The hub is away for some days, and nothing goes that it has not seen.
         self.append().await;
         self.append().await;
         self.calendar.turn_to(2);
@@ -212,7 +213,9 @@ impl<'a> Work<'a> {
         self.append().await;
         self.calendar.turn_to(4);
         self.append().await;
-        assert_eq!(self.audit.clean().await.unwrap().files.len(), 3);
+        assert_eq!(self.audit.clean().await.unwrap().kept.len(), 2);
+        self.beat().await;
+        assert_eq!(self.audit.clean().await.unwrap().files.len(), 2);
         self.append().await;
         self.beat().await;
         self.append().await;
