@@ -82,7 +82,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// Every name, as a reader may ask for it.
+    /// Every name, as a reader may ask for it, in the order in which they stand above.
     pub const NAMES: [&'static str; 23] = [
         "genesis",
         "startup",
@@ -143,10 +143,12 @@ impl Event {
     /// The name in the log.
     #[must_use]
     pub fn name(self) -> String {
-        serde_json::to_value(self)
-            .ok()
-            .and_then(|v| v.as_str().map(str::to_owned))
-            .unwrap_or_default()
+        self.text().to_owned()
+    }
+
+    /// The same, for who only compares it.
+    pub(crate) fn text(self) -> &'static str {
+        Self::NAMES.get(self as usize).copied().unwrap_or_default()
     }
 }
 

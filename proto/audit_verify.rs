@@ -7,20 +7,24 @@
 //! What it cannot do is see what is not there: a log cut off after a whole line is a valid shorter
 //! log. Only a checkpoint that somebody else kept tells them apart, and every [`Summary`] says so.
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt, num::NonZeroUsize};
 
 use crate::{
-    audit::{Event, Line, MAX_LINE_BYTES, SealedLine, ZERO, prev_text},
+    audit::{Event, Line, MAX_LINE_BYTES, ZERO, prev_text},
     audit_anchor::{Anchor, Broken},
+    audit_examine::{Examined, Place},
     bytes::{Hash, from_base64},
     checkpoint::Note,
     key::PublicKey,
+    parallel::in_order,
 };
 
 /// What a new key signs to accept a log begins with this.
 pub const ACCEPTANCE_DOMAIN: &str = "jtnt-audit-key/v1";
 /// How many hashes are kept to tell a copied line from a forked one.
 pub const REMEMBERED: usize = 1024;
+/// The most lines that are looked at before the first of them has its turn.
+const MAX_AHEAD: usize = 16 * 1024;
 /// The most sentences a [`Summary`] holds in `unknown`.
 const MAX_UNKNOWN: usize = 32;
 
@@ -244,15 +248,42 @@ impl Verifier {
     /// The next bytes of the file, cut anywhere.
     pub fn feed(&mut self, mut chunk: &[u8]) -> Vec<Finding> {
         let mut found = Vec::new();
-        while let Some(at) = chunk.iter().position(|b| *b == b'\n') {
-            let (head, rest) = chunk.split_at(at);
-            self.keep(head);
-            let line = std::mem::take(&mut self.partial);
-            found.extend(self.line(&line, true));
-            chunk = rest.split_first().map_or(&[], |(_, rest)| rest);
+        while !chunk.is_empty() {
+            let (taken, more) = self.feed_with(NonZeroUsize::MIN, chunk);
+            found.extend(more);
+            chunk = chunk.get(taken..).unwrap_or_default();
         }
-        self.keep(chunk);
         found
+    }
+
+    /// As [`feed`](Self::feed), with so many threads, which are gone when it returns. Says how many
+    /// bytes it took: not all where there are very many lines in them. The verdict is the same
+    /// whatever the number of threads; a MiB for each is enough to keep it busy.
+    pub fn feed_with(&mut self, threads: NonZeroUsize, chunk: &[u8]) -> (usize, Vec<Finding>) {
+        let (mut taken, mut lines) = (0, Vec::new());
+        for part in chunk.split_inclusive(|byte| *byte == b'\n').take(MAX_AHEAD) {
+            taken += part.len();
+            let Some(line) = part.strip_suffix(b"\n") else {
+                self.keep(part);
+                break;
+            };
+            lines.push(if self.partial.is_empty() {
+                Cow::Borrowed(line)
+            } else {
+                self.keep(line);
+                Cow::Owned(std::mem::take(&mut self.partial))
+            });
+        }
+        // The key that is known now is nearly always the one that signed all of them.
+        let key = self.key;
+        let mut found = Vec::new();
+        in_order(
+            threads,
+            &lines,
+            |line| Examined::of(line, key.as_ref()),
+            |line| found.extend(self.take(&line)),
+        );
+        (taken, found)
     }
 
     /// The file ends; bytes after its last LF are a torn line.
@@ -264,51 +295,58 @@ impl Verifier {
     /// One byte more than allowed is enough to know that a line is too long.
     fn keep(&mut self, bytes: &[u8]) {
         let room = (MAX_LINE_BYTES + 1).saturating_sub(self.partial.len());
-        self.partial.extend(bytes.iter().take(room));
+        self.partial.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
     }
 
     /// One line, without its LF; `has_newline` says whether it had one.
     pub fn line(&mut self, raw: &[u8], has_newline: bool) -> Vec<Finding> {
-        self.line_no += 1;
-        if !has_newline {
-            self.torn = true;
-            self.incomplete = true;
-            let message = format!(
-                "{} bytes after the last whole line; a crash leaves such a tail, and so does who \
-                 cuts the log",
-                raw.len()
-            );
-            return vec![self.finding(Flaw::TornTail, None, message)];
+        if has_newline {
+            let key = self.key;
+            return self.take(&Examined::of(raw, key.as_ref()));
         }
+        self.line_no += 1;
+        self.torn = true;
+        self.incomplete = true;
+        let message = format!(
+            "{} bytes after the last whole line; a crash leaves such a tail, and so does who cuts the \
+             log",
+            raw.len()
+        );
+        vec![self.finding(Flaw::TornTail, None, message)]
+    }
+
+    /// The next line has its turn.
+    fn take(&mut self, examined: &Examined<'_>) -> Vec<Finding> {
+        self.line_no += 1;
         self.summary.lines += 1;
-        let sealed = match SealedLine::parse(raw) {
-            Ok(sealed) => sealed,
+        let place = match &examined.place {
+            Ok(place) => *place,
             Err(fault) => return vec![self.finding(Flaw::Malformed, None, fault.to_string())],
         };
         let mut found = Vec::new();
         let first = self.last.is_none();
-        self.greet(&sealed.line, &mut found);
-        if first && let Some(broken) = self.anchor.as_mut().and_then(|a| a.begin(&sealed.line)) {
-            found.push(self.broken(broken, Some(sealed.line.seq)));
+        let line = if first || place.notable { examined.line() } else { None };
+        if let Some(line) = line.as_ref().filter(|_| first) {
+            self.greet(line, &mut found);
+            if let Some(broken) = self.anchor.as_mut().and_then(|a| a.begin(line)) {
+                found.push(self.broken(broken, Some(place.seq)));
+            }
         }
-        let signed = self.key.is_none_or(|key| sealed.is_signed_by(&key));
+        let signed = self.key.is_none_or(|key| examined.is_signed_by(&key));
         if !signed {
             let message = "the key did not sign these bytes: the line was changed, or another key \
                            wrote it";
-            found.push(self.finding(Flaw::BadSignature, Some(sealed.line.seq), message.into()));
+            found.push(self.finding(Flaw::BadSignature, Some(place.seq), message.into()));
         }
-        self.place(&sealed, signed, &mut found);
-        if signed {
-            self.heed(&sealed.line, &mut found);
+        self.place(place, line.as_ref(), signed, &mut found);
+        if let Some(line) = line.filter(|_| signed) {
+            self.heed(&line, &mut found);
         }
         found
     }
 
     /// What the first line tells about log and key.
     fn greet(&mut self, line: &Line, found: &mut Vec<Finding>) {
-        if self.last.is_some() {
-            return;
-        }
         self.summary.first_seq = Some(line.seq);
         let own = key_in(line).filter(|_| line.seq == 0 && is(line, Event::Genesis));
         match (self.key, own) {
@@ -341,14 +379,19 @@ impl Verifier {
     }
 
     /// Compares the line's number and `prev` with what came before.
-    fn place(&mut self, sealed: &SealedLine<'_>, signed: bool, found: &mut Vec<Finding>) {
-        let (seq, hash) = (sealed.line.seq, sealed.leaf_hash());
+    fn place(
+        &mut self,
+        Place { seq, prev, hash, .. }: Place,
+        line: Option<&Line>,
+        signed: bool,
+        found: &mut Vec<Finding>,
+    ) {
         let flaw = match self.last {
-            None if seq == 0 && sealed.line.prev != prev_text(ZERO) => {
+            None if seq == 0 && prev != Some(ZERO) => {
                 Some((Flaw::Chain, "the first line does not begin a chain".to_owned()))
             }
             None => None,
-            Some(_) if signed && self.begins_another_log(&sealed.line) => {
+            Some(_) if signed && line.is_some_and(|line| self.begins_another_log(line)) => {
                 self.incomplete = true;
                 self.note(format!(
                     "how the log before {}:{} ended: another log begins there",
@@ -369,7 +412,7 @@ impl Verifier {
                     n => format!("{n} lines, from seq {}, are missing", last.seq + 1),
                 },
             )),
-            Some(last) if sealed.line.prev != prev_text(last.hash) => Some((
+            Some(last) if prev != Some(last.hash) => Some((
                 Flaw::Chain,
                 format!("it does not follow the line with seq {} as that stands here", last.seq),
             )),
@@ -529,7 +572,7 @@ impl Verifier {
 }
 
 fn is(line: &Line, event: Event) -> bool {
-    line.event == event.name()
+    line.event == event.text()
 }
 
 fn text<'a>(line: &'a Line, key: &str) -> Option<&'a str> {
@@ -551,3 +594,6 @@ mod tamper_tests;
 #[cfg(test)]
 #[path = "audit_verify_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "audit_threads_tests.rs"]
+mod threads_tests;

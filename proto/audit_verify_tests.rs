@@ -9,18 +9,18 @@ use crate::{
     bytes::to_base64,
 };
 
-fn key(n: u8) -> SigningKey {
+pub(super) fn key(n: u8) -> SigningKey {
     SigningKey::from_bytes(&[n; 32])
 }
 
-struct Log {
+pub(super) struct Log {
     key: SigningKey,
-    lines: Vec<Vec<u8>>,
+    pub(super) lines: Vec<Vec<u8>>,
 }
 
 impl Log {
     /// Genesis and `n` more lines.
-    fn of(n: u64) -> Self {
+    pub(super) fn of(n: u64) -> Self {
         let mut log = Self { key: key(1), lines: Vec::new() };
         log.genesis("L1");
         for i in 0..n {
@@ -29,23 +29,23 @@ impl Log {
         log
     }
 
-    fn genesis(&mut self, id: &str) {
+    pub(super) fn genesis(&mut self, id: &str) {
         let key = PublicKey::of(&self.key).to_string();
         self.push(0, ZERO, Event::Genesis, &json!({"log_id": id, "public_key": key}));
     }
 
-    fn add(&mut self, event: Event, details: &Value) {
+    pub(super) fn add(&mut self, event: Event, details: &Value) {
         let seq = u64::try_from(self.lines.len()).unwrap();
         let prev = leaf_hash(self.lines.last().unwrap());
         self.push(seq, prev, event, details);
     }
 
-    fn push(&mut self, seq: u64, prev: Hash, event: Event, details: &Value) {
+    pub(super) fn push(&mut self, seq: u64, prev: Hash, event: Event, details: &Value) {
         let line = line(seq, prev, event, details.as_object().cloned().unwrap());
         self.lines.push(seal(&line, |m| self.key.sign(m).to_bytes()).unwrap());
     }
 
-    fn rotate(&mut self, new: SigningKey, acceptor: &SigningKey) {
+    pub(super) fn rotate(&mut self, new: SigningKey, acceptor: &SigningKey) {
         let seq = u64::try_from(self.lines.len()).unwrap();
         let prev = prev_text(leaf_hash(self.lines.last().unwrap()));
         let public = PublicKey::of(&new);

@@ -6,6 +6,7 @@
 
 pub mod audit;
 mod audit_anchor;
+mod audit_examine;
 pub mod audit_export;
 pub mod audit_proof;
 pub mod audit_verify;
@@ -18,6 +19,7 @@ pub mod job;
 pub mod json;
 pub mod key;
 pub mod merkle;
+mod parallel;
 pub mod policy;
 pub mod policy_env;
 pub mod policy_lint;
