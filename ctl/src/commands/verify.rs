@@ -3,7 +3,9 @@
 use std::{
     fs::File,
     io::{BufRead as _, BufReader, Read as _},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
+    thread::available_parallelism,
     time::Duration,
 };
 
@@ -27,7 +29,9 @@ use crate::{
 /// A public key is 44 characters, and an agent has a new one now and then.
 const MAX_KEY_BYTES: u64 = 4096;
 const MAX_NOTE_BYTES: u64 = MAX_BYTES as u64;
-const CHUNK_BYTES: usize = 256 * 1024;
+/// What is read at once for each thread, and the most for all.
+const CHUNK_BYTES: usize = 1 << 20;
+const MAX_CHUNK_BYTES: usize = 8 << 20;
 /// Shorter work is done before a bar could be read.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -134,21 +138,23 @@ fn here(session: &Session<'_>, files: Vec<PathBuf>, by: &By) -> Result<Report, F
     let total = files.iter().map(|file| file.bytes).sum();
     let mut bar = Bar::new(session, total);
     let mut report = Report::default();
+    let threads = available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let at_once = threads.get().saturating_mul(CHUNK_BYTES).min(MAX_CHUNK_BYTES);
     let mut done = 0;
     for LogFile { path, .. } in files {
         let fault = |error| Failure::file("read", &path, &error);
         verifier.begin_file(&path.display().to_string());
         let file = File::open(&path).map_err(fault)?;
-        let mut reader = BufReader::with_capacity(CHUNK_BYTES, file);
+        let mut reader = BufReader::with_capacity(at_once, file);
         loop {
             let chunk = reader.fill_buf().map_err(fault)?;
-            let n = chunk.len();
-            if n == 0 {
+            if chunk.is_empty() {
                 break;
             }
-            verifier.feed(chunk).into_iter().for_each(|finding| report.add(finding.into()));
-            reader.consume(n);
-            done += u64::try_from(n).unwrap_or(0);
+            let (taken, found) = verifier.feed_with(threads, chunk);
+            found.into_iter().for_each(|finding| report.add(finding.into()));
+            reader.consume(taken);
+            done += u64::try_from(taken).unwrap_or(0);
             bar.show(done, total);
         }
         verifier.end_file().into_iter().for_each(|finding| report.add(finding.into()));

@@ -3,8 +3,10 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{self, Read as _},
+    io::{self, BufRead as _, BufReader, Read as _},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
+    thread::available_parallelism,
 };
 
 use futures_util::stream;
@@ -41,7 +43,7 @@ use crate::{
 const MAX_TAIL_LINES: u32 = 10_000;
 /// How often a check tells how far it is.
 const PROGRESS: Duration = Duration::from_millis(500);
-/// So many bytes are checked before the caller has its turn again.
+/// So many bytes at most are checked before the caller has its turn again.
 const STEP_BYTES: usize = 1 << 20;
 const MAX_KEY_BYTES: u64 = 1024;
 
@@ -233,7 +235,8 @@ struct Check {
     verifier: Verifier,
     /// Each with the bytes of it that are checked.
     files: VecDeque<(PathBuf, u64)>,
-    open: Option<io::Take<File>>,
+    open: Option<BufReader<io::Take<File>>>,
+    threads: NonZeroUsize,
     done: u64,
     total: u64,
     told: Instant,
@@ -272,6 +275,7 @@ impl Check {
             verifier: Verifier::new(Some(key)),
             files,
             open: None,
+            threads: half_of_the_cores(),
             done: 0,
             total,
             told: Instant::now(),
@@ -292,23 +296,21 @@ impl Check {
                 Some((path, bytes)) => {
                     let name = path.file_name().unwrap_or_default().to_string_lossy();
                     self.verifier.begin_file(&name);
-                    self.open = Some(File::open(&path)?.take(bytes));
+                    let file = File::open(&path)?.take(bytes);
+                    self.open = Some(BufReader::with_capacity(STEP_BYTES, file));
                 }
                 None => self.conclude(),
             }
             return Ok(());
         };
-        let mut piece = vec![0; STEP_BYTES];
-        let read = file.read(&mut piece)?;
-        let found = match piece.get(..read) {
-            Some(bytes) if read > 0 => self.verifier.feed(bytes),
-            _ => {
-                self.open = None;
-                self.verifier.end_file()
-            }
-        };
+        let (taken, found) = self.verifier.feed_with(self.threads, file.fill_buf()?);
+        file.consume(taken);
         self.ready.extend(found.into_iter().map(finding));
-        self.done += read as u64;
+        if taken == 0 {
+            self.open = None;
+            self.ready.extend(self.verifier.end_file().into_iter().map(finding));
+        }
+        self.done += taken as u64;
         if self.told.elapsed() >= PROGRESS {
             self.told = Instant::now();
             let (bytes_done, bytes_total) = (self.done, self.total.max(self.done));
@@ -331,6 +333,12 @@ impl Check {
         }));
         self.over = true;
     }
+}
+
+/// Jobs need the others.
+fn half_of_the_cores() -> NonZeroUsize {
+    let half = available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+    NonZeroUsize::new(half).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn finding(found: Finding) -> Event {
