@@ -6,6 +6,7 @@
 
 pub mod audit;
 mod audit_anchor;
+pub mod audit_events;
 mod audit_examine;
 pub mod audit_export;
 pub mod audit_proof;

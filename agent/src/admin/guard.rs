@@ -10,7 +10,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use jtnt_proto::audit::{Caller, Event};
+use jtnt_proto::audit::{self, Caller, Event};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
@@ -20,11 +20,13 @@ use super::{
     authz::Authz,
     error,
     methods::{self, Method, Trail},
+    outcome::Outcome,
     refusals::{Refusals, Why, caller},
 };
 use crate::{
     audit::{Audit, Record},
     platform::{peer::Peer, users},
+    runtime::tasks::Tasks,
 };
 
 /// What every guard shares.
@@ -33,6 +35,7 @@ pub(super) struct Rules {
     pub(super) authz: watch::Receiver<Authz>,
     pub(super) audit: Audit,
     pub(super) refusals: Arc<Refusals>,
+    pub(super) tasks: Tasks,
 }
 
 /// The methods behind their guard, for one connection.
@@ -111,17 +114,27 @@ where
         };
         let caller = caller(self.peer.uid, self.peer.pid);
         request.extensions_mut().insert(caller.clone());
-        let (mut inner, audit) = (self.inner.clone(), self.rules.audit.clone());
+        let (mut inner, rules) = (self.inner.clone(), self.rules.clone());
         Box::pin(async move {
-            if let Some(record) = trail(method, caller)
-                && let Err(error) = audit.append(record).await
-            {
-                return Ok(error::audit(&error).into_http());
+            let begun = match trail(method, caller) {
+                Some(record) => match rules.audit.append(record.clone()).await {
+                    Ok(seq) => Some((record, seq)),
+                    Err(error) => return Ok(error::audit(&error).into_http()),
+                },
+                None => None,
+            };
+            let outcome = begun
+                .filter(|_| method.trail == Trail::Change)
+                .map(|(record, seq)| Outcome::of(record, seq, rules.audit, rules.tasks));
+            let answer =
+                timeout(method.within, inner.call(request)).await.unwrap_or_else(|_late| {
+                    let why = format!("no answer within {} s", method.within.as_secs());
+                    Ok(error::status(Code::DeadlineExceeded, "TOO_SLOW", why).into_http())
+                });
+            match (answer, outcome) {
+                (Ok(response), Some(outcome)) => Ok(outcome.of_answer(response).await),
+                (answer, _) => answer,
             }
-            timeout(method.within, inner.call(request)).await.unwrap_or_else(|_late| {
-                let why = format!("no answer within {} s", method.within.as_secs());
-                Ok(error::status(Code::DeadlineExceeded, "TOO_SLOW", why).into_http())
-            })
         })
     }
 }
@@ -134,9 +147,13 @@ fn trail(method: &Method, caller: Caller) -> Option<Record> {
         Trail::Change => Event::AdminCall,
     };
     let mut record = Record::of(event);
+    if event == Event::AdminCall {
+        record = record.detail("phase", "begun");
+        record.status = Some(audit::Status::Success);
+    }
     record.command = Some(method.path.to_owned());
+    record.object = Some(method.object().to_owned());
     record.caller = Some(caller);
-    record.origin = Some("local");
     Some(record)
 }
 

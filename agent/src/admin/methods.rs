@@ -69,6 +69,22 @@ pub struct Method {
     pub within: Duration,
 }
 
+impl Method {
+    /// The part of the agent that it is about, as the audit log has it.
+    #[must_use]
+    pub fn object(&self) -> &'static str {
+        let service = self.path.trim_start_matches("/jtnt.admin.v1.").split('/').next();
+        match service.unwrap_or_default() {
+            "CertService" => "certificate",
+            "PolicyService" => "policy",
+            "JobService" => "jobs",
+            "AuditService" => "audit log",
+            "CacheService" => "cache",
+            _ => "agent",
+        }
+    }
+}
+
 /// It looks something up.
 const fn quick(path: &'static str, role: Role, trail: Trail) -> Method {
     Method { path, role, trail, within: Duration::from_secs(30) }
@@ -117,7 +133,7 @@ pub const METHODS: &[Method] = &[
     quick("/jtnt.admin.v1.JobService/CancelJob", Operate, Change),
     slow("/jtnt.admin.v1.AuditService/ListLines", Operate, Read),
     slow("/jtnt.admin.v1.AuditService/TailLines", Operate, Read),
-    slow("/jtnt.admin.v1.AuditService/VerifyLog", Operate, Nothing),
+    slow("/jtnt.admin.v1.AuditService/VerifyLog", Operate, Read),
     slow("/jtnt.admin.v1.AuditService/ProveLine", Operate, Read),
     slow("/jtnt.admin.v1.AuditService/ExportLog", Operate, Read),
     slow("/jtnt.admin.v1.AuditService/CleanLog", Admin, Change),

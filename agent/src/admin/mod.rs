@@ -7,6 +7,7 @@ mod convert;
 mod error;
 mod guard;
 mod methods;
+mod outcome;
 mod refusals;
 mod services;
 mod slots;
@@ -20,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use jtnt_proto::audit::Caller;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
@@ -52,9 +54,9 @@ pub struct Reloaded {
     pub needs_restart: Vec<String>,
 }
 
-/// Reads the configuration and the identity again, or says why not.
-pub type Reload =
-    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Reloaded, String>> + Send>> + Send + Sync>;
+/// Reads the configuration and the identity again for somebody, or says why not.
+pub type Reload = Arc<dyn Fn(Option<Caller>) -> Reloading + Send + Sync>;
+type Reloading = Pin<Box<dyn Future<Output = Result<Reloaded, String>> + Send>>;
 
 /// Shows the certificate in place to the hub over a connection of its own: which serial the hub saw,
 /// if it tells, and how keys were agreed on.
@@ -122,6 +124,7 @@ impl Admin {
             authz: deps.authz.clone(),
             audit: sources.audit.clone(),
             refusals: Arc::new(Refusals::new(sources.metrics.clone())),
+            tasks: deps.tasks.clone(),
         };
         services::tell_readiness(health, &deps).await;
         Ok(Self { routes, rules, tasks: deps.tasks.clone(), deps })

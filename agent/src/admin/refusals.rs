@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use jtnt_proto::audit::{Caller, Event, Status};
+use jtnt_proto::audit::{Caller, Event};
 use tokio_util::sync::CancellationToken;
 
 use crate::{audit::Audit, audit::Record, platform::users, telemetry::metrics::Metrics};
@@ -102,10 +102,11 @@ fn record(uid: Option<u32>, tally: Tally) -> Record {
     for (why, count) in tally.counts {
         record = record.detail(why.word(), count);
     }
-    record.status = Some(Status::Denied);
-    record.origin = Some("local");
     record.command = tally.method;
-    record.caller = uid.map(|uid| caller(uid, tally.pid));
+    match uid {
+        Some(uid) => record.caller = Some(caller(uid, tally.pid)),
+        None => record = record.detail("by", "users who are not known, or too many"),
+    }
     record
 }
 

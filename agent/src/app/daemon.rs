@@ -17,7 +17,7 @@ use super::{
     beat, certs, commands,
     core::Core,
     enrolments::Enrolments,
-    reload::Reloader,
+    reload::{By, Reloader},
     witness::{self, Witness},
 };
 use crate::{
@@ -120,7 +120,7 @@ async fn until_end(
             name = core.essential.ended() => return Why::Lost(name),
             _ = signals.hangup.recv() => {
                 notify.reloading();
-                if let Err(error) = reloader.reload().await {
+                if let Err(error) = reloader.reload(By::Signal).await {
                     tracing::error!("{error}; the configuration before it stays in force");
                 }
                 notify.ready();
@@ -130,11 +130,10 @@ async fn until_end(
 }
 
 async fn record_start(core: &Core) {
-    let mut record = Record::of(Event::Startup)
+    let record = Record::of(Event::Startup)
         .detail("version", VERSION)
         .detail("pid", std::process::id())
         .detail("boot_id", sweep::boot_id().unwrap_or_default());
-    (record.status, record.origin) = (Some(Status::Success), Some("agent"));
     if let Err(error) = core.state.audit.append(record).await {
         tracing::error!(%error, "no job starts until the audit log can be written");
     }
@@ -142,7 +141,7 @@ async fn record_start(core: &Core) {
     let mut record = Record::of(Event::Degraded)
         .detail("what", "journal")
         .detail("put_aside", aside.display().to_string());
-    (record.status, record.origin) = (Some(Status::Error), Some("agent"));
+    (record.status, record.object) = (Some(Status::Error), Some("journal".to_owned()));
     if let Err(error) = core.state.audit.append(record).await {
         tracing::error!(%error, "that a journal was put aside is not in the audit log");
     }
@@ -371,9 +370,9 @@ fn admin_deps(core: &Core, reloader: &Arc<Reloader>, log: LogLevel) -> Deps {
         proof: certs::proof(&core.published, &core.overview),
         authz: reloader.authz(),
         log,
-        reload: Arc::new(move || {
+        reload: Arc::new(move |caller| {
             let own = Arc::clone(&own);
-            Box::pin(async move { own.reload().await })
+            Box::pin(async move { own.reload(By::Caller(caller)).await })
         }),
         audit_dir: core.base.config.paths().audit(),
         tasks: core.base.tasks.clone(),
@@ -396,7 +395,7 @@ async fn stop(core: Core, why: Why) -> Result<Exit, Failure> {
     if !late.is_empty() {
         record = record.detail("cut_short", late);
     }
-    (record.status, record.origin) = (Some(status), Some("agent"));
+    record.status = Some(status);
     if let Err(error) = core.state.audit.append(record).await {
         tracing::error!(%error, "the stop is not in the audit log");
     }

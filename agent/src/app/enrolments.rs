@@ -8,17 +8,20 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use jtnt_proto::audit::{Event, Status};
+use jtnt_proto::audit::{Caller, Event, Status};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{published::Published, reload::Reloader};
+use super::{
+    published::Published,
+    reload::{By, Reloader},
+};
 use crate::{
     audit::{Audit, Record},
     enrol::attempts::{Attempt, read_from},
     identity::{IdentityError, Paths},
-    platform::paths::Inode,
+    platform::{paths::Inode, users},
     store::Journal,
     telemetry::metrics::Metrics,
 };
@@ -70,7 +73,7 @@ impl Enrolments {
             if seen != certificate {
                 certificate = seen;
                 // The configuration names the hub that the identity is for.
-                if let Err(error) = self.reloader.reload().await {
+                if let Err(error) = self.reloader.reload(By::Enrolment).await {
                     tracing::error!(error, "the configuration cannot be read again");
                     self.reloader.refresh_identity().await;
                 }
@@ -147,7 +150,11 @@ fn record(attempt: Attempt) -> Record {
         }
     }
     record.status = Some(if success { Status::Success } else { Status::Error });
-    record.origin = Some("local");
+    record.caller = Some(match attempt.uid {
+        Some(uid) => Caller { uid: Some(uid), pid: attempt.pid, name: users::name_of(uid) },
+        // An older version did not keep it. Nobody but the agent's own user can have enrolled it.
+        None => Caller { uid: Some(users::own_uid()), pid: None, name: None },
+    });
     record.object = Some(attempt.hub);
     record
 }

@@ -105,7 +105,7 @@ impl AgentHost {
             proof: certs::proof(&core.published, &core.overview),
             authz: reloader.authz(),
             log,
-            reload: Arc::new(|| {
+            reload: Arc::new(|_| {
                 Box::pin(std::future::ready(Err("no daemon is running".to_owned())))
             }),
             audit_dir: core.base.config.paths().audit(),

@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use jtnt_proto::audit::{Event, Status};
+use jtnt_proto::audit::{Caller, Event, Status};
 use tokio::sync::{Mutex, watch};
 
 use super::published::Published;
@@ -14,6 +14,9 @@ use crate::{
     platform::users,
     telemetry::log::LogLevel,
 };
+
+/// Of why a file was refused, in the audit log.
+const MAX_MESSAGE: usize = 1024;
 
 /// The configuration in force, and what hears of its changes.
 #[derive(Debug)]
@@ -36,6 +39,17 @@ fn names(config: &Config) -> Names {
     }
 }
 
+/// Who has the configuration read again.
+#[derive(Debug, Clone)]
+pub(super) enum By {
+    /// Somebody at the admin socket, as far as it is known.
+    Caller(Option<Caller>),
+    /// SIGHUP, which tells nobody's name.
+    Signal,
+    /// The agent itself, after an enrolment.
+    Enrolment,
+}
+
 impl Reloader {
     pub(super) fn new(
         (path, config): (PathBuf, Config),
@@ -51,8 +65,24 @@ impl Reloader {
         self.authz.subscribe()
     }
 
-    /// Reads the file and looks at the identity.
-    pub(super) async fn reload(&self) -> Result<Reloaded, String> {
+    /// Reads the file and looks at the identity. A file that is refused is recorded, too, but for
+    /// what stands behind an admin call: that is recorded with its outcome.
+    pub(super) async fn reload(&self, by: By) -> Result<Reloaded, String> {
+        let told = matches!(by, By::Caller(_));
+        let reloaded = self.read_again(&by).await;
+        if let Err(why) = &reloaded
+            && !told
+        {
+            let message: String = why.chars().take(MAX_MESSAGE).collect();
+            let record = Record::of(Event::ConfigChanged).detail("message", message);
+            if let Err(error) = self.record(record, Status::Error, &by).await {
+                tracing::error!(error, "a refused configuration is not in the audit log");
+            }
+        }
+        reloaded
+    }
+
+    async fn read_again(&self, by: &By) -> Result<Reloaded, String> {
         let mut running = self.running.lock().await;
         let path = self.path.clone();
         let read = tokio::task::spawn_blocking(move || load_or_default(&path)).await;
@@ -62,7 +92,10 @@ impl Reloader {
             return Err(format!("{} is gone; put it back", self.path.display()));
         }
         if !seen.changed.is_empty() {
-            self.record(&seen.changed, &seen.needs_restart).await?;
+            let record = Record::of(Event::ConfigChanged)
+                .detail("changed", seen.changed.clone())
+                .detail("needs_restart", seen.needs_restart.clone());
+            self.record(record, Status::Success, by).await?;
         }
         take_up(&mut running, new);
         if seen.changed.iter().any(|name| name == "log_level") {
@@ -85,12 +118,17 @@ impl Reloader {
         self.published.refresh(&running).await;
     }
 
-    async fn record(&self, changed: &[String], later: &[String]) -> Result<(), String> {
-        let mut record = Record::of(Event::ConfigChanged)
-            .detail("changed", changed.to_vec())
-            .detail("needs_restart", later.to_vec());
-        record.status = Some(Status::Success);
-        record.origin = Some("local");
+    async fn record(&self, record: Record, status: Status, by: &By) -> Result<(), String> {
+        let mut record = match by {
+            By::Caller(_) => record,
+            By::Signal => record.detail("by", "SIGHUP"),
+            By::Enrolment => record.detail("by", "enrollment"),
+        };
+        record.status = Some(status);
+        record.origin = Some(if matches!(by, By::Enrolment) { "agent" } else { "local" });
+        if let By::Caller(caller) = by {
+            record.caller.clone_from(caller);
+        }
         record.object = Some(self.path.display().to_string());
         self.audit.append(record).await.map(drop).map_err(|e| e.to_string())
     }

@@ -3,7 +3,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use jtnt_proto::admin::v1 as pb;
+use jtnt_proto::{admin::v1 as pb, audit::Line};
 use jtntctl::{Channel, Exit};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
@@ -16,7 +16,7 @@ use super::{
     certs,
     core::{Core, Held},
     daemon::cert_check,
-    reload::Reloader,
+    reload::{By, Reloader},
 };
 use crate::{
     admin::{Admin, Deps, METHODS, Method, Role, Trail},
@@ -79,9 +79,9 @@ impl Agent {
             proof: certs::proof(&core.published, &core.overview),
             authz: reloader.authz(),
             log,
-            reload: Arc::new(move || {
+            reload: Arc::new(move |caller| {
                 let reloader = Arc::clone(&reloader);
-                Box::pin(async move { reloader.reload().await })
+                Box::pin(async move { reloader.reload(By::Caller(caller)).await })
             }),
             audit_dir: core.base.config.paths().audit(),
             tasks: core.base.tasks.clone(),
@@ -112,6 +112,31 @@ impl Agent {
         let answer =
             client.server_streaming(().into_request(), path, ProstCodec::<(), ()>::default());
         answer.await.map(drop)
+    }
+
+    /// The same for a method whose answer ends, read to its end.
+    async fn finish(&self, group: u32, method: &Method) -> Result<(), Status> {
+        let mut client = tonic::client::Grpc::new(self.channel(STRANGER, group).await);
+        client.ready().await.unwrap();
+        let path = http::uri::PathAndQuery::from_static(method.path);
+        let codec = ProstCodec::<(), ()>::default();
+        let answer = client.server_streaming(().into_request(), path, codec).await?;
+        let mut messages = answer.into_inner();
+        while messages.message().await?.is_some() {}
+        Ok(())
+    }
+
+    /// The lines of the one call of a method that changes something. That nobody waits for an end
+    /// is found out on the side.
+    async fn both(&self, path: &str) -> [serde_json::Value; 2] {
+        for _ in 0..10_000 {
+            let lines = self.recorded("admin_call").await.into_iter();
+            let about: Vec<_> = lines.filter(|line| line["command"] == path).collect();
+            if let Ok(both) = about.try_into() {
+                return both;
+            }
+        }
+        panic!("not two lines of {path}");
     }
 
     /// Commands of audit lines of an event.
@@ -209,15 +234,46 @@ async fn each_change_is_recorded_with_its_caller_and_a_refused_one_is_not() {
         assert!(
             agent.recorded("admin_call").await.iter().all(|line| line["command"] != change.path)
         );
-        let _whatever_it_said = agent.call(ADMINS, change).await;
+        // Here nobody renews, so those answers do not end, and their caller leaves.
+        let _whatever_it_said = match change.object() {
+            "certificate" => agent.call(ADMINS, change).await,
+            _ => agent.finish(ADMINS, change).await,
+        };
     }
-    let lines = agent.recorded("admin_call").await;
-    assert_eq!(lines.len(), changes.len());
-    for (line, change) in lines.iter().zip(changes) {
-        assert_eq!(line["command"], change.path);
-        assert_eq!(line["caller"]["uid"], STRANGER);
-        assert_eq!(line["caller"]["pid"], 77);
-        assert_eq!(line["origin"], "local");
+    for change in changes {
+        let [begun, ended] = agent.both(change.path).await;
+        for line in [&begun, &ended] {
+            assert_eq!(line["object"], change.object());
+            assert_eq!(line["caller"]["uid"], STRANGER);
+            assert_eq!(line["caller"]["pid"], 77);
+            let line: Line = serde_json::from_value(line.clone()).unwrap();
+            assert_eq!(line.flaws(), <[String; 0]>::default(), "{line:?}");
+        }
+        let phases = (&begun["details"]["phase"], &ended["details"]["phase"]);
+        assert_eq!(phases, (&"begun".into(), &"ended".into()));
+        assert_eq!(
+            (&begun["status"], &ended["details"]["began"]),
+            (&"success".into(), &begun["seq"])
+        );
+        let ends = [
+            ("CertService", "cancelled", "Cancelled"),
+            ("RefreshPolicy", "error", "FailedPrecondition"),
+            ("SetLogLevel", "error", "InvalidArgument"),
+            ("CancelJob", "error", "InvalidArgument"),
+        ];
+        match ends.iter().find(|(method, ..)| change.path.contains(method)) {
+            Some((_, status, code)) => {
+                assert_eq!(
+                    (&ended["status"], &ended["details"]["code"]),
+                    (&(*status).into(), &(*code).into()),
+                    "{ended}"
+                );
+            }
+            None => assert_eq!(
+                (&ended["status"], &ended["details"]["code"]),
+                (&"success".into(), &serde_json::Value::Null)
+            ),
+        }
     }
 }
 

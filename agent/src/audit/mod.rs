@@ -12,6 +12,7 @@ mod log;
 mod prune;
 pub mod query;
 pub mod reader;
+mod record;
 mod recover;
 mod tree;
 mod witnessing;
@@ -68,19 +69,20 @@ pub struct Record {
 }
 
 impl Record {
-    /// A record of `event` and nothing else yet.
+    /// A record of `event` with what is the same in each of them, and nothing else yet.
     #[must_use]
     pub fn of(event: Event) -> Self {
+        let record::Always { status, origin, object } = record::always(event);
         Self {
             event,
-            status: None,
+            status,
             job_id: None,
             command: None,
             user: None,
             policy_version: None,
             caller: None,
-            origin: None,
-            object: None,
+            origin,
+            object: object.map(str::to_owned),
             details: Map::new(),
         }
     }

@@ -106,11 +106,13 @@ fn set_aside(day: &DayFile, tail: &Tail) -> io::Result<Record> {
     let file = OpenOptions::new().write(true).open(&day.path)?;
     file.set_len(tail.whole)?;
     file.sync_all()?;
-    Ok(Record::of(Event::Recovered)
+    let mut record = Record::of(Event::Recovered)
         .detail("file", day.name())
         .detail("kept_as", kept_as)
         .detail("sha256", Hash::of(&tail.torn).to_string())
-        .detail("bytes", tail.torn.len()))
+        .detail("bytes", tail.torn.len());
+    record.object = Some(day.name());
+    Ok(record)
 }
 
 /// Writes the whole lines from `synced` on a second time, and syncs them.

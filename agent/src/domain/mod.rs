@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod breaker;
 pub mod cert_rule;
 pub mod enforcement;
+pub mod flood;
 pub mod health;
 pub mod ids;
 pub mod job;

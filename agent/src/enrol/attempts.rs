@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{EnrolError, Enrolled};
-use crate::{identity::Paths, runtime::durable};
+use crate::{identity::Paths, platform::users, runtime::durable};
 
 /// So many are kept; what the daemon has not read by then was of no use to it.
 const MAX_KEPT: usize = 200;
@@ -22,6 +22,12 @@ pub struct Attempt {
     pub seq: u64,
     /// When.
     pub at: Timestamp,
+    /// The user who tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// And its process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
     /// Which hub.
     pub hub: String,
     /// `success` or `error`.
@@ -46,7 +52,8 @@ impl Attempt {
                 ("error", Some(e.reason.clone().into_owned()), Some(message), None)
             }
         };
-        Self { seq: 0, at, hub, status: status.to_owned(), reason, message, agent_id }
+        let (uid, pid) = (Some(users::own_uid()), Some(std::process::id()));
+        Self { seq: 0, at, uid, pid, hub, status: status.to_owned(), reason, message, agent_id }
     }
 }
 
@@ -94,6 +101,8 @@ mod tests {
         Attempt {
             seq: 0,
             at: Timestamp::from_second(n).unwrap(),
+            uid: Some(0),
+            pid: None,
             hub: "https://hub".to_owned(),
             status: "error".to_owned(),
             reason: Some("TOKEN_USED".to_owned()),

@@ -75,6 +75,7 @@ pub(super) async fn run(core: Arc<Core>, shutdown: CancellationToken) {
         () = work => {}
         () = shutdown.cancelled() => {}
     }
+    core.log_last_suppressed().await;
 }
 
 /// The hub, once there is one, a root to verify with, and room for an answer.

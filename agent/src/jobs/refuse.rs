@@ -3,8 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use jtnt_proto::{
@@ -21,14 +20,17 @@ use crate::{
     audit::Record,
     domain::{
         admission::Refused,
+        flood::Flood,
         ids::JobId,
         job::{Entry, Reject, State},
     },
     store::{Admission, Question, StoreError},
 };
 
-const LINES_A_WINDOW: u32 = 10;
-const WINDOW: Duration = Duration::from_secs(60);
+/// Lines a minute about jobs that nobody signed; a hub can make up as many as it likes.
+const STRANGERS_A_MINUTE: u32 = 10;
+/// The same about signed jobs that cannot run here: a hub can send those of other agents.
+const SIGNED_A_MINUTE: u32 = 60;
 
 /// A no, with everything that is told about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,13 +80,12 @@ impl Core {
         if let Ok(id) = JobId::try_from(claimed_id) {
             let (reason, message) = (refused.reason.name(), refused.message.clone());
             self.report(Report::rejected(id.clone(), reason, message, self.deps.clock.now()));
-            if self.throttle.allows(self.deps.clock.uptime(), refused.reason) {
+            if lock(&self.throttle.strangers).allows(self.deps.clock.uptime(), refused.reason) {
                 let mut record = Record::of(Event::JobRejected)
                     .detail("reason", refused.reason.name())
                     .detail("message", refused.message);
                 record.job_id = Some(id.to_string());
                 record.status = Some(Status::Denied);
-                record.origin = Some("hub");
                 self.log(record).await;
             }
         }
@@ -93,17 +94,34 @@ impl Core {
 
     /// One line for all that were not written, once their minute is over.
     pub(super) async fn log_suppressed(&self) {
-        let suppressed = self.throttle.due(self.deps.clock.uptime());
-        if suppressed.is_empty() {
+        let now = self.deps.clock.uptime();
+        for flood in [&self.throttle.strangers, &self.throttle.signed] {
+            let held_back = lock(flood).due(now);
+            self.log_held_back(held_back).await;
+        }
+    }
+
+    /// The same before that, at the end.
+    pub(super) async fn log_last_suppressed(&self) {
+        let now = self.deps.clock.uptime();
+        for flood in [&self.throttle.strangers, &self.throttle.signed] {
+            let held_back = lock(flood).take(now);
+            self.log_held_back(held_back).await;
+        }
+    }
+
+    async fn log_held_back(&self, held_back: BTreeMap<Reject, u64>) {
+        if held_back.is_empty() {
             return;
         }
-        let total: u64 = suppressed.values().sum();
-        let mut record = Record::of(Event::JobRejected).detail("suppressed", total);
-        for (reason, count) in suppressed {
-            record = record.detail(reason.name(), count);
-        }
+        let total: u64 = held_back.values().sum();
+        let reasons =
+            held_back.into_iter().map(|(why, count)| (why.name().to_owned(), count.into()));
+        let mut record = Record::of(Event::JobRejected)
+            .detail("suppressed", total)
+            .detail("reasons", reasons.collect::<serde_json::Map<_, _>>());
         record.status = Some(Status::Denied);
-        record.origin = Some("hub");
+        record.object = Some("jobs".to_owned());
         self.log(record).await;
     }
 
@@ -165,6 +183,12 @@ impl Core {
                     .inc();
                 violation(decision, refusal.rule)
             }
+            None if !lock(&self.throttle.signed)
+                .allows(self.deps.clock.uptime(), refusal.reason) =>
+            {
+                self.tell_hub(entry);
+                return;
+            }
             None => Record::of(Event::JobRejected).detail("reason", reason),
         };
         record = record.detail("type", entry.kind.as_str()).detail("message", refusal.message);
@@ -172,8 +196,11 @@ impl Core {
         record.command = Some(entry.command.clone());
         record.status = Some(Status::Denied);
         record.policy_version = Some(refusal.policy_version);
-        record.origin = Some("hub");
         self.log(record).await;
+        self.tell_hub(entry);
+    }
+
+    fn tell_hub(&self, entry: &Entry) {
         self.window.add(entry.job_id.clone());
         self.show();
     }
@@ -185,10 +212,11 @@ impl Core {
             .detail("type", entry.kind.as_str())
             .detail("message", permit.message.clone())
             .detail("monitored", true);
+        // It was let pass.
+        record.status = Some(Status::Success);
         record.job_id = Some(entry.job_id.to_string());
         record.command = Some(entry.command.clone());
         record.policy_version = Some(permit.policy_version);
-        record.origin = Some("hub");
         self.log(record).await;
     }
 
@@ -213,41 +241,22 @@ fn violation(decision: &'static str, rule: Option<String>) -> Record {
     }
 }
 
-/// Counts lines of strangers.
-#[derive(Debug, Default)]
-pub(super) struct Throttle(Mutex<Counted>);
-
-#[derive(Debug, Default)]
-struct Counted {
-    since: Duration,
-    written: u32,
-    suppressed: BTreeMap<Reject, u64>,
+/// Counts lines, apart for those whom nobody signed: a flood of these hides none of the others.
+#[derive(Debug)]
+pub(super) struct Throttle {
+    strangers: Mutex<Flood<Reject>>,
+    signed: Mutex<Flood<Reject>>,
 }
 
-impl Throttle {
-    /// Whether one more line may be written at this time since boot; counts it if not.
-    fn allows(&self, uptime: Duration, reason: Reject) -> bool {
-        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if uptime.saturating_sub(counted.since) >= WINDOW && counted.suppressed.is_empty() {
-            (counted.since, counted.written) = (uptime, 0);
-        }
-        if counted.written < LINES_A_WINDOW {
-            counted.written += 1;
-            return true;
-        }
-        *counted.suppressed.entry(reason).or_default() += 1;
-        false
+impl Default for Throttle {
+    fn default() -> Self {
+        let of = |most| Mutex::new(Flood::of(most));
+        Self { strangers: of(STRANGERS_A_MINUTE), signed: of(SIGNED_A_MINUTE) }
     }
+}
 
-    /// What was not written, once its minute is over.
-    fn due(&self, uptime: Duration) -> BTreeMap<Reject, u64> {
-        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if uptime.saturating_sub(counted.since) < WINDOW || counted.suppressed.is_empty() {
-            return BTreeMap::new();
-        }
-        (counted.since, counted.written) = (uptime, 0);
-        std::mem::take(&mut counted.suppressed)
-    }
+fn lock(flood: &Mutex<Flood<Reject>>) -> MutexGuard<'_, Flood<Reject>> {
+    flood.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A state of the hub's that a record stands for, when a lease comes again.
@@ -256,22 +265,5 @@ pub(super) const fn status_of(state: State) -> Option<JobStatusState> {
         State::Queued => Some(JobStatusState::Accepted),
         State::Starting | State::Running => Some(JobStatusState::Running),
         State::Finished(_) | State::Rejected => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_strangers_is_ten_lines_a_minute_and_one_more() {
-        let throttle = Throttle::default();
-        let at = Duration::from_secs;
-        let written = (0..1000).filter(|_| throttle.allows(at(100), Reject::BadSignature)).count();
-        assert_eq!(written, 10);
-        assert!(throttle.due(at(159)).is_empty());
-        assert_eq!(throttle.due(at(160)), [(Reject::BadSignature, 990)].into());
-        assert!(throttle.due(at(300)).is_empty(), "told once");
-        assert!(throttle.allows(at(161), Reject::Replay));
     }
 }

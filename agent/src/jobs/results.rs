@@ -268,7 +268,6 @@ pub(super) fn executed(entry: &Entry, outcome: Outcome) -> Record {
     record.status = Some(status(outcome));
     record.user.clone_from(&entry.user);
     record.policy_version = Some(entry.policy_version);
-    record.origin = Some("hub");
     record
 }
 

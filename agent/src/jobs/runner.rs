@@ -409,7 +409,6 @@ fn started(entry: &Entry, job: &Verified<Job>, permit: &Permit) -> Record {
     record.command = Some(entry.command.clone());
     record.user.clone_from(&entry.user);
     record.policy_version = Some(permit.policy_version);
-    record.origin = Some("hub");
     record.object.clone_from(&permit.canonical);
     record
 }

@@ -307,8 +307,6 @@ impl Keeper {
             .detail("old_version", was)
             .detail("new_version", is)
             .detail("sha256", Hash::of(&reached.bytes).to_string());
-        record.status = Some(Status::Success);
-        record.origin = Some("hub");
         record.object = Some(reached.keyring.root().root_id.clone());
         self.config.audit.append(record).await.map_err(|e| format!("root {is}: {e}"))?;
         let (data_dir, bytes) = (self.config.data_dir.clone(), reached.bytes);
@@ -345,6 +343,7 @@ impl Keeper {
             .detail("sha256", payload.to_string());
         record.status = Some(Status::Denied);
         record.origin = Some(origin);
+        record.object = Some("policy".to_owned());
         record.policy_version = Some(self.version());
         match self.config.audit.append(record).await {
             Ok(_) => {

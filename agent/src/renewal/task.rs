@@ -407,6 +407,7 @@ impl Task {
         }
         record.status = Some(Status::Success);
         record.origin = Some(if caller.is_some() { "local" } else { "agent" });
+        record.object = Some(replaced.cert.serial.clone());
         record.caller = caller;
         if let Err(error) = self.audit.append(record).await {
             tracing::error!(%error, "a new cert is not in the audit log");

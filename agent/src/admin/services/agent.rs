@@ -119,8 +119,8 @@ impl AgentService for Agent {
         Ok(Response::new(pb::SetLogLevelResponse { previous }))
     }
 
-    async fn reload(&self, _: Request<pb::ReloadRequest>) -> Answer<pb::ReloadResponse> {
-        let reloaded = (self.0.reload)().await.map_err(|why| {
+    async fn reload(&self, request: Request<pb::ReloadRequest>) -> Answer<pb::ReloadResponse> {
+        let reloaded = (self.0.reload)(caller_of(&request)).await.map_err(|why| {
             let why = format!("{why}\nthe configuration before it stays in force");
             error::status(Code::FailedPrecondition, "CONFIG_INVALID", why)
         })?;

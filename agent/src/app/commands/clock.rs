@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 use jtnt_proto::audit::{Event, Status};
 use jtntctl::{Exit, Failure, Io};
 
-use super::{config::failure, print};
+use super::{config::failure, ourselves, print};
 use crate::{
     app::{
         cli::Clock,
@@ -38,6 +38,7 @@ pub(in crate::app) async fn run(
         .map_err(|e| store(e.into()))?;
     let mut record = Record::of(Event::ConfigChanged);
     (record.status, record.origin) = (Some(Status::Success), Some("local"));
+    record.caller = Some(ourselves());
     record.object = Some("clock".to_owned());
     let recorded = audit.append(record).await;
     recorded.map_err(|e| Failure::new(Exit::Io, "record the reset", e.to_string()))?;

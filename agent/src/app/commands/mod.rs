@@ -8,7 +8,16 @@ pub(super) mod unenroll;
 
 use std::io;
 
+use jtnt_proto::audit::Caller;
 use jtntctl::{Exit, Failure, Io};
+
+use crate::platform::users;
+
+/// Who runs this command, as the audit log has it.
+pub(super) fn ourselves() -> Caller {
+    let uid = users::own_uid();
+    Caller { uid: Some(uid), pid: Some(std::process::id()), name: users::name_of(uid) }
+}
 
 /// Prints; whoever closed the pipe has seen enough.
 pub(super) fn print(io: &mut Io, text: &str) -> Result<Exit, Failure> {

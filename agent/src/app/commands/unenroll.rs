@@ -10,7 +10,7 @@ use jtntctl::{Exit, Failure, Io};
 
 use tokio::{task::spawn_blocking, time::timeout};
 
-use super::{config::failure, print};
+use super::{config::failure, ourselves, print};
 use crate::{
     app::core::{Core, of_io},
     audit::Record,
@@ -37,7 +37,7 @@ pub(in crate::app) async fn run(path: PathBuf, io: &mut Io) -> Result<Exit, Fail
     let signer = signer.map_err(|e| Failure::new(Exit::Io, "read the audit key", e.to_string()))?;
     let agent_id = agent_id(&signer.public_key());
     let mut record = Record::of(Event::Enrollment).detail("action", "unenroll");
-    (record.status, record.origin) = (Some(Status::Success), Some("local"));
+    (record.status, record.caller) = (Some(Status::Success), Some(ourselves()));
     record.object.clone_from(&core.base.config.hub_url);
     let recorded = core.state.audit.append(record).await;
     recorded.map_err(|e| Failure::new(Exit::Io, "record that the agent leaves", e.to_string()))?;
