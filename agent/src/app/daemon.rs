@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     beat, certs, commands,
     core::Core,
+    degraded,
     enrolments::Enrolments,
     reload::{By, Reloader},
     witness::{self, Witness},
@@ -201,6 +202,7 @@ async fn spawn_work(core: &mut Core, reloader: &Arc<Reloader>) {
     let urgent = Arc::default();
     let hurry = witness::hurry(core.state.audit.clone(), Arc::clone(&urgent), stop.clone());
     tasks.spawn("hurry", Class::OneShot, hurry);
+    tasks.spawn("degraded", Class::OneShot, degraded::run(core.overview.clone(), stop.clone()));
     let beat = heartbeat::run(deps, core.published.link.subscribe(), urgent, stop);
     tasks.spawn("heartbeat", Class::Essential, beat);
     // These end when the heartbeat does, having written the last word.

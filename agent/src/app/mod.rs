@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod core;
 mod daemon;
+mod degraded;
 mod enrolments;
 mod host;
 mod published;

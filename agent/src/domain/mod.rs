@@ -6,6 +6,7 @@ pub mod asked;
 pub mod backoff;
 pub mod breaker;
 pub mod cert_rule;
+pub mod degraded;
 pub mod enforcement;
 pub mod flood;
 pub mod health;
