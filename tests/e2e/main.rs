@@ -23,6 +23,8 @@ mod commands;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod disk;
+#[cfg(test)]
 mod evidence;
 #[cfg(test)]
 mod forward;

@@ -10,6 +10,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use jtnt_hub_mock::{Builder, Handle, JobView, operator::Operator};
 use jtnt_proto::{
+    audit::Line,
     bytes::Hash,
     envelope::{Envelope, PayloadType},
     hub::JobStatusState,
@@ -136,11 +137,15 @@ impl Site {
         heard.unwrap_or_else(|_late| panic!("it does not start: {:?}", self.hub.job(id)));
     }
 
-    /// Every line of the audit log, in order.
+    /// Every line of the audit log, in order. Each must tell what its event tells.
     pub(crate) fn audit(&self) -> Vec<Value> {
         let text: String = self.logs().iter().map(|p| fs::read_to_string(p).unwrap()).collect();
         // The last line may be under way.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        for line in whole.lines() {
+            let flaws = serde_json::from_str::<Line>(line).unwrap().flaws();
+            assert!(flaws.is_empty(), "{flaws:?} in {line}");
+        }
         whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
