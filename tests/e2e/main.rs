@@ -56,6 +56,8 @@ mod site;
 #[path = "../support/mod.rs"]
 mod support;
 #[cfg(test)]
+mod vocabulary;
+#[cfg(test)]
 mod watch;
 #[cfg(test)]
 mod ways;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use jtnt_hub_mock::Hub;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::{
@@ -70,8 +70,16 @@ async fn a_stranger_may_nothing_and_a_reader_may_read() {
     let lines = site.audit();
     let by = lines.iter().filter(|l| l["event"] == "admin_call").map(|l| &l["caller"]["uid"]);
     let by: Vec<_> = by.filter(|uid| **uid == STRANGER).collect();
-    assert_eq!(by.len(), 1, "the cancel that was allowed is audited with its caller: {lines:?}");
+    assert_eq!(by.len(), 2, "the cancel that was allowed, and its outcome: {lines:?}");
+    let refused = |uid| {
+        let about = |l: &&Value| l["event"] == "refused" && l["caller"]["uid"] == uid;
+        lines.iter().filter(about).count()
+    };
+    // Those of the minute that is not over come at the end.
+    assert!(refused(STRANGER) <= 1 && refused(NOT_MAPPED) <= 1, "{lines:?}");
     agent.stop().await.unwrap();
+    let lines = site.audit();
+    assert!(lines.iter().any(|l| l["event"] == "refused" && l["caller"]["uid"] == STRANGER));
 }
 
 #[tokio::test]
