@@ -74,11 +74,11 @@ fn look(overview: &Overview, degraded: &mut Degraded) {
 
 fn record(news: &News) -> Record {
     let mut record = Record::of(Event::Degraded)
-        .detail("what", news.what.word())
+        .detail("what", news.what.name())
         .detail("message", news.why.as_str())
         .detail("since", news.since.to_string())
         .detail("changes", news.changes);
     record.status = Some(if news.holds { Status::Success } else { Status::Error });
-    record.object = Some(news.what.word().to_owned());
+    record.object = Some(news.what.object().to_owned());
     record
 }

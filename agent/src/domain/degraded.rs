@@ -26,9 +26,20 @@ impl What {
     /// Every one.
     pub const ALL: [Self; 4] = [Self::AuditLog, Self::Journal, Self::Sandbox, Self::Witness];
 
-    /// The word in the audit log.
+    /// What it is called where it does not hold, as `status` has it, too.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AuditLog => "AUDIT_NOT_WRITABLE",
+            Self::Journal => "JOURNAL_NOT_WRITABLE",
+            Self::Sandbox => "ENFORCEMENT",
+            Self::Witness => "AUDIT_NOT_WITNESSED",
+        }
+    }
+
+    /// The part that it is about.
+    #[must_use]
+    pub const fn object(self) -> &'static str {
         match self {
             Self::AuditLog => "audit log",
             Self::Journal => "journal",

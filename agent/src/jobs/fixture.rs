@@ -12,6 +12,7 @@ use std::{
 use ed25519_dalek::{Signer as _, SigningKey};
 use jiff::{Timestamp, tz::TimeZone};
 use jtnt_proto::{
+    audit::Line,
     envelope::{Envelope, PayloadType},
     hub::{JobResult, LeasedJob},
     key::PublicKey,
@@ -313,17 +314,30 @@ impl Desk {
         }
     }
 
-    /// Every line of the audit log that is about `id`: event, status, details.
+    /// Every line of the audit log that is about `id`: event and line.
     pub(crate) fn audited(&self, id: &str) -> Vec<(String, Value)> {
+        let about = self.all_lines().into_iter().filter(|line| line["job_id"] == id);
+        about.map(|line| (line["event"].as_str().unwrap().to_owned(), line)).collect()
+    }
+
+    /// Every line of an event.
+    pub(crate) fn lines(&self, event: &str) -> Vec<Value> {
+        self.all_lines().into_iter().filter(|line| line["event"] == event).collect()
+    }
+
+    /// Each must tell what its event tells.
+    fn all_lines(&self) -> Vec<Value> {
         let files = std::fs::read_dir(self.dir.path().join("audit")).unwrap();
-        let texts = files
+        let logs = files
             .map(|f| f.unwrap().path())
             .filter(|p| p.extension().is_some_and(|e| e == "log"))
             .map(|p| std::fs::read_to_string(p).unwrap());
-        let lines: Vec<Value> = texts
-            .flat_map(|t| t.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<_>>())
-            .collect();
-        let about = lines.into_iter().filter(|line| line["job_id"] == id);
-        about.map(|line| (line["event"].as_str().unwrap().to_owned(), line)).collect()
+        let texts: Vec<_> = logs.collect();
+        for line in texts.iter().flat_map(|text| text.lines()) {
+            let flaws = serde_json::from_str::<Line>(line).unwrap().flaws();
+            assert!(flaws.is_empty(), "{flaws:?} in {line}");
+        }
+        let lines = texts.iter().flat_map(|text| text.lines());
+        lines.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }

@@ -144,6 +144,28 @@ async fn nobodys_signature_uses_up_no_id() {
 }
 
 #[tokio::test]
+async fn a_hub_that_sends_the_jobs_of_a_fleet_does_not_fill_the_log() {
+    let desk = Desk::with(&rules());
+    let before = desk.core.deps.audit.head().size;
+    for n in 0..100 {
+        let other = leased(&format!("other-{n}"), &json!({"agent_id": "somebody-else"}));
+        assert!(!desk.take(other).await);
+        assert!(!desk.take(signed_by(2, &format!("forged-{n}"), &json!({}))).await);
+    }
+    // Of what nobody signed, ten; of what is signed, sixty.
+    assert_eq!(desk.core.deps.audit.head().size - before, 10 + 60);
+    let metric = |reason| desk.core.deps.metrics.jobs_rejected.with_label_values(&[reason]).get();
+    assert_eq!((metric("NOT_FOR_ME"), metric("BAD_SIGNATURE")), (100, 100));
+    desk.core.log_last_suppressed().await;
+    let lines = desk.lines("job_rejected");
+    let counts = lines.iter().filter(|line| line["details"]["suppressed"].is_u64());
+    let counts: Vec<_> = counts.map(|line| &line["details"]["reasons"]).collect();
+    assert_eq!(counts, [&json!({"BAD_SIGNATURE": 90}), &json!({"NOT_FOR_ME": 40})]);
+    // All that was refused is in the journal, and the hub hears of it.
+    assert_eq!(desk.core.deps.journal.undelivered().unwrap().len(), 100);
+}
+
+#[tokio::test]
 async fn an_unknown_type_is_malformed_and_an_expired_job_is_expired() {
     let desk = Desk::with(&rules());
     assert!(!desk.take(leased("odd", &json!({"type": "dance"}))).await);
