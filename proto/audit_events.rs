@@ -106,7 +106,7 @@ const GENESIS: Told = Told {
     object: "`audit log`",
     statuses: &["success"],
     origins: &["agent"],
-    details: &["log_id", "public_key", "hub_key"],
+    details: &["log_id", "public_key", "hub_key", "reason", "previous", "checkpoint"],
 };
 
 const STARTUP: Told = Told {
@@ -157,6 +157,7 @@ const JOB_EXECUTED: Told = Told {
         "enforcement",
         "result_sha256",
         "artifact_sha256",
+        "recovered",
     ],
 };
 
@@ -290,7 +291,7 @@ const PRUNE: Told = Told {
 
 const DEGRADED: Told = Told {
     when: "something that the agent promises does not hold (`error`), or does again (`success`)",
-    object: "`audit log`, `witness`, `sandbox` or `journal`",
+    object: "`audit log`, `witness`, `sandbox`, `journal`, or the id of a log that was put back",
     statuses: &["error", "success"],
     origins: &["agent"],
     details: &["what", "message", "since", "changes", "put_aside"],
