@@ -95,6 +95,9 @@ async fn shown(site: &Site, agent: &Agent, why: &str) {
     let ready = agent.get("health_listen", "/readyz").await.unwrap();
     assert!(ready.status == 503 && ready.body.contains(why), "{ready:?}");
     assert_eq!(metric(agent).await, "0");
+    // Nor does anybody change anything without a line.
+    let renew = site.home.ctl(&["cert", "renew", "--force"]).await.unwrap();
+    assert!(renew.code != Some(0) && renew.stderr.contains("CANNOT_RECORD"), "{renew:?}");
 }
 
 async fn metric(agent: &Agent) -> String {
