@@ -25,22 +25,22 @@ impl Drop for Mounted {
     }
 }
 
-/// A small disk at `small`, and the same one at `audit`; nothing where this is not permitted.
-fn small_disk(small: &Path, audit: &Path) -> Option<[Mounted; 2]> {
+/// A small disk at `small`, and the same one at `at`; nothing where this is not permitted.
+fn small_disk(small: &Path, at: &Path) -> Option<[Mounted; 2]> {
     if !is_root() {
         eprintln!("not root: a full disk was not tried");
         return None;
     }
     fs::create_dir(small).unwrap();
-    fs::create_dir_all(audit).unwrap();
+    fs::create_dir_all(at).unwrap();
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     if let Err(error) = mount("tmpfs", small, "tmpfs", flags, c"size=256k,mode=750") {
         eprintln!("{error}: a full disk was not tried");
         return None;
     }
     let disk = Mounted(small.to_owned());
-    mount_bind(small, audit).unwrap();
-    Some([Mounted(audit.to_owned()), disk])
+    mount_bind(small, at).unwrap();
+    Some([Mounted(at.to_owned()), disk])
 }
 
 /// Takes all the room there is.
@@ -128,9 +128,19 @@ async fn mended(site: &Site, agent: &Agent, why: &str, before: &[Value]) {
 
 #[tokio::test]
 async fn a_log_that_cannot_be_written_stops_jobs_and_nothing_else_until_it_can() {
+    stops_and_goes_on("data/audit").await;
+}
+
+#[tokio::test]
+async fn nor_does_a_job_run_where_all_of_the_agents_disk_is_full() {
+    stops_and_goes_on("data").await;
+}
+
+/// `part` of the agent's folder is a disk of its own.
+async fn stops_and_goes_on(part: &str) {
     let mut site = Site::new(Hub::builder()).await;
-    let (small, audit) = (site.home.path().join("small"), site.home.data().join("audit"));
-    let Some(_disk) = small_disk(&small, &audit) else { return };
+    let (small, disk) = (site.home.path().join("small"), site.home.path().join(part));
+    let Some(_disk) = small_disk(&small, &disk) else { return };
     site.enrol().await;
     site.publish(1, &crate::site::rules(&site.home)).await;
     let agent = site.home.start().await.unwrap();
@@ -151,9 +161,9 @@ async fn a_log_that_cannot_be_written_stops_jobs_and_nothing_else_until_it_can()
     let filler = fill(&small);
     refused(&site).await;
     let before = site.audit();
-    mount_bind(&small, &audit).unwrap();
-    let over = Mounted(audit.clone());
-    mount_remount(&audit, MountFlags::BIND | MountFlags::RDONLY, c"").unwrap();
+    mount_bind(&small, &disk).unwrap();
+    let over = Mounted(disk.clone());
+    mount_remount(&disk, MountFlags::BIND | MountFlags::RDONLY, c"").unwrap();
     fs::remove_file(filler).unwrap();
     refused(&site).await;
     let read_only = "Read-only file system";
