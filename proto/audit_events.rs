@@ -262,7 +262,7 @@ const DAY_OPEN: Told = Told {
     object: "`audit log`",
     statuses: &["success"],
     origins: &["agent"],
-    details: &["log_id", "previous", "frontier"],
+    details: &["log_id", "previous", "frontier", "public_key"],
 };
 
 const DAY_CLOSE: Told = Told {

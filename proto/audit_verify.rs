@@ -13,30 +13,19 @@ use crate::{
     audit::{Event, Line, MAX_LINE_BYTES, ZERO, prev_text},
     audit_anchor::{Anchor, Broken},
     audit_examine::{Examined, Place},
-    bytes::{Hash, from_base64},
+    audit_keys::{accepted, key_in},
+    bytes::Hash,
     checkpoint::Note,
     key::PublicKey,
     parallel::in_order,
 };
 
-/// What a new key signs to accept a log begins with this.
-pub const ACCEPTANCE_DOMAIN: &str = "jtnt-audit-key/v1";
 /// How many hashes are kept to tell a copied line from a forked one.
 pub const REMEMBERED: usize = 1024;
 /// The most lines that are looked at before the first of them has its turn.
 const MAX_AHEAD: usize = 16 * 1024;
 /// The most sentences a [`Summary`] holds in `unknown`.
 const MAX_UNKNOWN: usize = 32;
-
-/// What a new audit key signs to take a log over: [`ACCEPTANCE_DOMAIN`], the agent's id, the `seq`
-/// and the `prev` of the `key_rotated` line, and the new key, each on a line of its own that ends
-/// in LF. The base64 of that signature stands in the line's `details.acceptance`, the new key in
-/// `details.public_key`; the line itself is signed by the old key. `prev` binds all history, so
-/// the new key vouches for exactly the log it was given.
-#[must_use]
-pub fn acceptance_message(agent_id: &str, seq: u64, prev: &str, new_key: &PublicKey) -> Vec<u8> {
-    format!("{ACCEPTANCE_DOMAIN}\n{agent_id}\n{seq}\n{prev}\n{new_key}\n").into_bytes()
-}
 
 /// What is the matter at one place of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -169,6 +158,8 @@ struct Last {
 /// Reads a log from its first line to its last. Give the files oldest first.
 pub struct Verifier {
     key: Option<PublicKey>,
+    /// Keys that gave way to others.
+    past: Vec<PublicKey>,
     /// The caller's key, while the log has only shown an older one.
     awaited: Option<PublicKey>,
     file: String,
@@ -204,6 +195,7 @@ impl Verifier {
     pub fn new(key: Option<PublicKey>) -> Self {
         Self {
             key,
+            past: Vec::new(),
             awaited: None,
             file: String::new(),
             line_no: 0,
@@ -348,7 +340,9 @@ impl Verifier {
     /// What the first line tells about log and key.
     fn greet(&mut self, line: &Line, found: &mut Vec<Finding>) {
         self.summary.first_seq = Some(line.seq);
-        let own = key_in(line).filter(|_| line.seq == 0 && is(line, Event::Genesis));
+        // The first line of each day names the key, so that a log without its first days can be checked.
+        let names = line.seq == 0 && is(line, Event::Genesis) || is(line, Event::DayOpen);
+        let own = key_in(line).filter(|_| names);
         match (self.key, own) {
             (None, Some(own)) => {
                 self.key = Some(own);
@@ -477,11 +471,12 @@ impl Verifier {
             self.pruned_to =
                 files.into_iter().flatten().filter_map(last).chain(self.pruned_to).max();
         } else if is(line, Event::KeyRotated) && self.key.is_some() {
-            let new = key_in(line).filter(|new| accepts(new, line));
+            let new = accepted(line);
             if new.is_none() {
                 let message = "the new key did not accept the log at this place";
                 found.push(self.finding(Flaw::BadSignature, Some(line.seq), message.into()));
             }
+            self.past.extend(self.key.filter(|_| new.is_some()));
             self.key = new.or(self.key);
             self.awaited = self.awaited.filter(|awaited| Some(*awaited) != new);
         }
@@ -508,7 +503,7 @@ impl Verifier {
     /// What the anchor itself is worth, and what it leaves open.
     fn weigh(&mut self, anchor: Anchor, last: u64) {
         let note = anchor.note();
-        let signed = self.key.is_some_and(|key| note.is_signed_by(&key));
+        let signed = self.past.iter().chain(&self.key).any(|key| note.is_signed_by(key));
         let cosigned =
             self.witnesses.iter().any(|(name, key)| note.cosigned_by(name, key).is_some());
         // Nothing was compared, or something was found, which counts more.
@@ -577,15 +572,6 @@ fn is(line: &Line, event: Event) -> bool {
 
 fn text<'a>(line: &'a Line, key: &str) -> Option<&'a str> {
     line.details.get(key)?.as_str()
-}
-
-fn key_in(line: &Line) -> Option<PublicKey> {
-    PublicKey::parse(text(line, "public_key")?)
-}
-
-fn accepts(new: &PublicKey, line: &Line) -> bool {
-    let message = acceptance_message(&line.agent_id, line.seq, &line.prev, new);
-    text(line, "acceptance").and_then(from_base64).is_some_and(|sig| new.verifies(&message, &sig))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::audit_keys::acceptance_message;
 use crate::{
     audit::{leaf_hash, seal},
     bytes::to_base64,

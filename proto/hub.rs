@@ -36,7 +36,11 @@ pub struct EnrollRequest {
     pub audit_key: PublicKey,
     /// [`crate::identity::agent_id`] of that key.
     pub agent_id: String,
-    /// The audit key's signature over [`crate::identity::enroll_proof_message`].
+    /// The lines of the agent's audit log by which others took the place of that key, raw, the oldest
+    /// first (`key_rotated`; [`crate::audit_keys::rotated`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key_rotations: Vec<String>,
+    /// The signature of the key in force over [`crate::identity::enroll_proof_message`].
     pub proof: Base64,
     /// X25519 public key that secrets are sealed to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -147,7 +151,14 @@ pub struct AuditHead {
     /// RFC 6962 consistency proof from `old_size` to `size`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub proof: Vec<Hash>,
+    /// The newest lines by which audit keys gave way to others, raw, the oldest first: at most
+    /// [`MAX_KEY_ROTATIONS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key_rotations: Vec<String>,
 }
+
+/// Rotations of the audit key that a heartbeat tells of.
+pub const MAX_KEY_ROTATIONS: usize = 4;
 
 /// Why a witness does not cosign a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ mod audit_anchor;
 pub mod audit_events;
 mod audit_examine;
 pub mod audit_export;
+pub mod audit_keys;
 pub mod audit_proof;
 pub mod audit_verify;
 pub mod bytes;

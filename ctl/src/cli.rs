@@ -388,6 +388,12 @@ pub enum Audit {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// Have a new key sign the log from the next line on
+    ///
+    /// The old key signs the line that names the new one, and the new one accepts all lines before it;
+    /// so the log still verifies, with the new audit.pub or an older copy that it leads on from. The
+    /// hub learns of it with the next heartbeat. The agent stays who it is.
+    RotateKey,
     /// Remove files older than the retention
     Clean,
 }

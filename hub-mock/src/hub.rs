@@ -136,6 +136,7 @@ impl Core {
             | Event::Enrolled { .. }
             | Event::CertificateIssued { .. }
             | Event::CertificateUsed { .. }
+            | Event::AuditKeyRotated { .. }
             | Event::CertificateJudged { .. }
             | Event::OldCertificatesSet { .. }
             | Event::RootPublished { .. }

@@ -57,7 +57,11 @@ pub(crate) struct Token {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Agent {
     /// The first audit key.
+    /// The audit key in force.
     pub(crate) audit_key: PublicKey,
+    /// Those that it took the place of, the first first.
+    #[serde(default)]
+    pub(crate) past_keys: Vec<PublicKey>,
     /// Key that secrets are sealed to.
     pub(crate) seal_key: Option<Base64>,
     /// Its machine.
@@ -188,8 +192,16 @@ pub(crate) enum Event {
     JobEnded { job_id: String, reported: Box<Reported> },
     CancelSent { job_id: String, envelope: Envelope },
     ArtifactStored { job_id: String, name: String, artifact: Artifact },
+    AuditKeyRotated { agent_id: String, key: PublicKey },
     LogSeen { agent_id: String, log_id: String, seen: SeenLog },
     LogInTrouble { agent_id: String, log_id: String, trouble: Trouble },
+}
+
+impl Agent {
+    /// Every audit key that it has had, the one in force last.
+    pub(crate) fn audit_keys(&self) -> Vec<PublicKey> {
+        self.past_keys.iter().copied().chain([self.audit_key]).collect()
+    }
 }
 
 impl State {
@@ -243,18 +255,29 @@ impl State {
                     job.cancel = Some(envelope);
                 }
             }
+            Event::AuditKeyRotated { agent_id, key } => self.rotated(&agent_id, key),
             Event::LogSeen { agent_id, log_id, seen } => self.saw(&agent_id, log_id, seen),
             Event::LogInTrouble { agent_id, log_id, trouble } => {
-                let agent = self.agents.get_mut(&agent_id);
-                if let Some(seen) = agent.and_then(|agent| agent.logs.get_mut(&log_id)) {
-                    seen.trouble = Some(trouble);
-                }
+                self.in_trouble(&agent_id, &log_id, trouble);
             }
             Event::ArtifactStored { job_id, name, artifact } => {
                 if let Some(job) = self.jobs.get_mut(&job_id) {
                     job.artifacts.insert(name, artifact);
                 }
             }
+        }
+    }
+
+    fn rotated(&mut self, agent_id: &str, key: PublicKey) {
+        if let Some(agent) = self.agents.get_mut(agent_id) {
+            agent.past_keys.push(std::mem::replace(&mut agent.audit_key, key));
+        }
+    }
+
+    fn in_trouble(&mut self, agent_id: &str, log_id: &str, trouble: Trouble) {
+        let agent = self.agents.get_mut(agent_id);
+        if let Some(seen) = agent.and_then(|agent| agent.logs.get_mut(log_id)) {
+            seen.trouble = Some(trouble);
         }
     }
 

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use jtnt_proto::{
     hub::{HeartbeatRequest, HostFacts, JobResult, JobStatus, Output},
     job::{Artifact, Job as Signed},
+    key::PublicKey,
 };
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +142,8 @@ pub struct AgentView {
     pub open_jobs: usize,
     /// What secrets for it are sealed to.
     pub seal_key: Option<jtnt_proto::bytes::Base64>,
+    /// The key that signs its audit log.
+    pub audit_key: PublicKey,
     /// Its audit logs as the hub has seen them, by their id.
     #[serde(default)]
     pub logs: BTreeMap<String, SeenLog>,
@@ -198,6 +201,7 @@ impl AgentView {
             heartbeat: heartbeat.map(|(_, said)| said.clone()),
             open_jobs: agent.open.len(),
             seal_key: agent.seal_key.clone(),
+            audit_key: agent.audit_key,
             logs: agent.logs.clone(),
         }
     }

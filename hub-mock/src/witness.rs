@@ -7,10 +7,11 @@ use std::path::Path;
 use ed25519_dalek::{Signer as _, SigningKey};
 use jiff::Timestamp;
 use jtnt_proto::{
+    audit_keys::rotated,
     bytes::Hash,
     checkpoint::{self, Checkpoint, Note},
     envelope::Envelope,
-    hub::{AuditHead, AuditRefusal},
+    hub::{AuditHead, AuditRefusal, MAX_KEY_ROTATIONS},
     key::PublicKey,
     merkle,
     root::Root,
@@ -122,6 +123,22 @@ pub(crate) fn key(dir: &Path) -> Result<SigningKey, HubError> {
 }
 
 impl Core {
+    /// Takes up the audit keys that took the place of the one that is known.
+    pub(crate) async fn rotate(&self, agent_id: &str, lines: &[String]) -> Result<(), HubError> {
+        for line in lines.iter().take(MAX_KEY_ROTATIONS) {
+            let seq = {
+                let mut inner = self.lock();
+                let known = inner.state.agents.get(agent_id).map(|agent| agent.audit_key);
+                let key = known.and_then(|known| rotated(&known, agent_id, line.as_bytes()));
+                let Some(key) = key else { continue };
+                let agent_id = agent_id.to_owned();
+                self.record(&mut inner, Event::AuditKeyRotated { agent_id, key })
+            };
+            self.durable(seq).await?;
+        }
+        Ok(())
+    }
+
     /// Looks at an agent's checkpoint, and remembers it before the answer.
     pub(crate) async fn witness(&self, agent_id: &str, head: &AuditHead) -> Result<Word, HubError> {
         let Some(text) = &head.checkpoint else { return Ok(Word::default()) };
@@ -193,6 +210,7 @@ mod tests {
             checkpoint: None,
             old_size: Some(old),
             proof,
+            key_rotations: Vec::new(),
         };
         (head, Checkpoint { origin: "o".to_owned(), size, root })
     }

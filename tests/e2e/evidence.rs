@@ -91,3 +91,40 @@ async fn an_export_is_checked_where_there_is_no_agent() {
     let told = report(&site, &by, 1).await;
     assert_eq!(told["findings"][0]["verdict"], "TRUNCATED", "{told}");
 }
+
+#[tokio::test]
+async fn a_key_is_replaced_and_nobody_loses_the_thread() {
+    let (site, agent, witness) = seen().await;
+    let old = fs::read_to_string(site.home.data().join("audit/audit.pub")).unwrap();
+    let told = site.home.asked(&["audit", "rotate-key"]).await.unwrap();
+    assert_eq!(site.run(exec("/usr/bin/true", &[])).await.state, "ok");
+    witnessed(&site).await;
+    let view = site.hub.agents().pop().unwrap();
+    assert_eq!(view.audit_key.to_string(), told["public_key"].as_str().unwrap());
+    assert!(view.logs.values().all(|log| log.trouble.is_none()));
+    // The agent stays who it is: its certificate is renewed by the new key's proof.
+    site.home.ctl(&["cert", "renew", "--force"]).await.unwrap().exits(0).unwrap();
+    let whole = site.home.asked(&["audit", "verify"]).await.unwrap();
+    assert_eq!(whole["verdict"], "OK", "{whole}");
+    agent.stop().await.unwrap();
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    witnessed(&site).await;
+    let out = site.home.path().join("export");
+    let out = out.to_str().unwrap();
+    site.home.ctl(&["audit", "export", "--out", out]).await.unwrap().exits(0).unwrap();
+    agent.stop().await.unwrap();
+    // By the key from before, and by the new one.
+    let key = site.home.path().join("old.pub");
+    put(&key, old.as_bytes()).unwrap();
+    for by in [&["--key", key.to_str().unwrap()][..], &[]] {
+        let all: Vec<_> =
+            [out, "--witness", &witness].into_iter().chain(by.iter().copied()).collect();
+        assert_eq!(report(&site, &all, 0).await["verdict"], "OK");
+    }
+    // Another enrolment leads over the same keys.
+    let token = site.token_file(&site.hub.token().await.unwrap());
+    let root = site.hub.root_file();
+    let again = site.enrol_with(&token, &root, &["--force"]).await;
+    again.exits(0).unwrap();
+}

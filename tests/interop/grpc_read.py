@@ -30,6 +30,7 @@ CHANGES = {
     "AgentService/SetLogLevel",
     "AgentService/Reload",
     "AuditService/CleanLog",
+    "AuditService/RotateKey",
     "CacheService/CleanCache",
     "CertService/ForceRenewal",
     "CertService/RenewCertificate",

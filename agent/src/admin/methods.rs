@@ -136,6 +136,7 @@ pub const METHODS: &[Method] = &[
     slow("/jtnt.admin.v1.AuditService/VerifyLog", Operate, Read),
     slow("/jtnt.admin.v1.AuditService/ProveLine", Operate, Read),
     slow("/jtnt.admin.v1.AuditService/ExportLog", Operate, Read),
+    quick("/jtnt.admin.v1.AuditService/RotateKey", Admin, Change),
     slow("/jtnt.admin.v1.AuditService/CleanLog", Admin, Change),
     quick("/jtnt.admin.v1.CacheService/GetCache", Operate, Nothing),
     slow("/jtnt.admin.v1.CacheService/CleanCache", Admin, Change),

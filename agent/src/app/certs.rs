@@ -13,7 +13,7 @@ use crate::{
     admin::{Proof, Proven},
     heartbeat::HeartbeatStatus,
     hub::HubError,
-    identity::{self, CertInfo, IdentityError, Paths},
+    identity::{CertInfo, IdentityError, Paths},
     overview::Overview,
     renewal::{self, Connect, Prove, RenewError, Renewal, Task},
 };
@@ -26,11 +26,10 @@ pub(super) fn renewal(
     overview: &Overview,
 ) -> Result<(Renewal, Task), IdentityError> {
     let paths = Paths { data_dir: base.config.data_dir.clone() };
-    let signer = identity::audit_key(&paths, base.entropy.as_ref())?;
     let deps = renewal::Deps {
         paths,
         key_store: published.key_store(),
-        signer,
+        signer: Arc::clone(&state.signer),
         clock: Arc::clone(&base.clock),
         entropy: Arc::clone(&base.entropy),
         connect: connect(published),

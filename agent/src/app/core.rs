@@ -29,6 +29,7 @@ use crate::{
         durable,
         entropy::{SharedEntropy, SystemEntropy},
         lock::{Lock, LockError},
+        signer::AuditSigner,
         tasks::{Essential, Tasks},
     },
     shim::Launcher,
@@ -66,6 +67,8 @@ pub(super) struct Base {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) agent_id: String,
+    /// The audit key.
+    pub(super) signer: Arc<dyn AuditSigner>,
     pub(super) audit: Audit,
     pub(super) journal: Journal,
     pub(super) time: TrustedTime,
@@ -157,20 +160,20 @@ pub(super) fn open_audit(
     zone: &TimeZone,
     clock: &SharedClock,
     entropy: &SharedEntropy,
-) -> Result<(String, Audit), Failure> {
+) -> Result<(String, Arc<dyn AuditSigner>, Audit), Failure> {
     let failed = |why: String| Failure::new(Exit::Io, "open the audit log", why);
     let paths = identity::Paths { data_dir: config.data_dir.clone() };
-    let key = identity::audit_key(&paths, entropy.as_ref()).map_err(|e| failed(e.to_string()))?;
-    let agent_id = jtnt_proto::identity::agent_id(&key.public_key());
+    let key = identity::audit_key(&paths, entropy).map_err(|e| failed(e.to_string()))?;
+    let agent_id = identity::id_of(key.as_ref());
     let log = audit::Config {
         dir: config.paths().audit(),
         agent_id: agent_id.clone(),
         retention: config.retention(),
         zone: zone.clone(),
     };
-    let audit =
-        Audit::open(log, key, Arc::clone(clock), entropy.as_ref()).map_err(|e| failed(e.0))?;
-    Ok((agent_id, audit))
+    let audit = Audit::open(log, Arc::clone(&key), Arc::clone(clock), entropy.as_ref())
+        .map_err(|e| failed(e.0))?;
+    Ok((agent_id, key, audit))
 }
 
 impl Core {
@@ -259,7 +262,7 @@ impl Base {
 impl State {
     fn open(base: &Base) -> Result<Self, Failure> {
         let Base { config, clock, entropy, zone, .. } = base;
-        let (agent_id, audit) = open_audit(config, zone, clock, entropy)?;
+        let (agent_id, signer, audit) = open_audit(config, zone, clock, entropy)?;
         let failed = |e: StoreError| Failure::new(Exit::Io, "open the journal", e.0);
         let path = config.paths().journal();
         let (journal, lost) = match Journal::open(&path, Arc::clone(clock)) {
@@ -276,7 +279,7 @@ impl State {
         };
         let journal = journal.map_err(|e| failed(e.into()))?;
         let time = TrustedTime::load(journal.clone(), Arc::clone(clock)).map_err(failed)?;
-        Ok(Self { agent_id, audit, journal, time, lost })
+        Ok(Self { agent_id, signer, audit, journal, time, lost })
     }
 }
 

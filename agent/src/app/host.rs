@@ -44,6 +44,7 @@ const fn works_alone(command: &Command) -> bool {
                     | Audit::Verify { .. }
                     | Audit::Prove { .. }
                     | Audit::Export { .. }
+                    | Audit::RotateKey
                     | Audit::Clean
             )
             | Command::Cache(Cache::Status | Cache::Clean)

@@ -8,7 +8,7 @@ use std::{
 
 use jtnt_proto::{
     checkpoint::{Note, witness_name},
-    hub::{AuditHead, AuditRefusal, HeartbeatResponse},
+    hub::{AuditHead, AuditRefusal, HeartbeatResponse, MAX_KEY_ROTATIONS},
     root::Root,
 };
 use tokio::{
@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{Audit, AuditError, Offer};
+use crate::audit::{Audit, AuditError, Offer, rotations};
 
 /// Answers that are not worked on yet; an older one is no loss.
 const QUEUE: usize = 1;
@@ -70,9 +70,11 @@ impl Witness {
             // A log that is shorter than what was seen has nothing to prove, and that is to be seen.
             Err(_) => self.audit.checkpoint(Some(0)).await,
         };
+        let key_rotations = self.rotations().await;
         match offer {
             Ok(offer) => {
                 let head = AuditHead {
+                    key_rotations,
                     log_id: offer.log_id.clone(),
                     size: offer.size,
                     head: offer.head,
@@ -94,6 +96,21 @@ impl Witness {
         }
     }
 
+    /// The newest lines by which the key was replaced. What cannot be read comes with the next one.
+    async fn rotations(&self) -> Vec<String> {
+        let dir = self.audit.dir().to_owned();
+        let read = tokio::task::spawn_blocking(move || rotations(&dir)).await;
+        let mut all = match read {
+            Ok(Ok(all)) => all,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the hub is not told of new audit keys");
+                Vec::new()
+            }
+            Err(_stopped) => Vec::new(),
+        };
+        all.split_off(all.len().saturating_sub(MAX_KEY_ROTATIONS))
+    }
+
     fn bare(&self, error: &AuditError) -> AuditHead {
         tracing::debug!(%error, "the heartbeat has no checkpoint");
         self.state().shown = None;
@@ -105,6 +122,7 @@ impl Witness {
             checkpoint: None,
             old_size: None,
             proof: Vec::new(),
+            key_rotations: Vec::new(),
         }
     }
 

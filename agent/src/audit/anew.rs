@@ -171,7 +171,8 @@ impl Log {
         let Ok(note) = Note::parse(text) else { return Ok(false) };
         let log_id = self.opened()?.log_id.clone();
         let seen = &note.checkpoint;
-        if seen.origin != self.origin(&log_id) || !note.is_signed_by(&self.signer.public_key()) {
+        let ours = self.signer.keys().iter().any(|key| note.is_signed_by(key));
+        if seen.origin != self.origin(&log_id) || !ours {
             return Ok(false);
         }
         let tree = self.open.as_ref().and_then(|open| open.tree.as_ref());

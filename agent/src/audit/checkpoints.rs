@@ -45,12 +45,13 @@ impl Checkpoints {
         if self.dir.is_dir() { durable::sync_parent(&self.dir) } else { Ok(()) }
     }
 
-    /// The newest that this key signed, and its text; nothing where there is none that can be
+    /// The newest that one of these keys signed, and its text; nothing where there is none that can be
     /// believed.
-    pub(super) fn own(&self, key: &PublicKey) -> Option<(Note, String)> {
+    pub(super) fn own(&self, keys: &[PublicKey]) -> Option<(Note, String)> {
         let text = self.read(&self.dir.join(OWN))?;
         let note = Note::parse(&text).ok()?;
-        (note.checkpoint.origin == self.origin && note.is_signed_by(key)).then_some((note, text))
+        let ours = keys.iter().any(|key| note.is_signed_by(key));
+        (note.checkpoint.origin == self.origin && ours).then_some((note, text))
     }
 
     pub(super) fn keep_own(&self, note: &str) -> io::Result<()> {

@@ -110,8 +110,9 @@ impl Log {
     /// Finds the end of the log, or begins one.
     pub(super) fn enter(&mut self) -> Result<(), AuditError> {
         let dir = self.config.dir.clone();
+        self.end_rotation()?;
         let superseded = anew::set_aside(&dir)?;
-        match recover::find(&dir, &self.signer.public_key())? {
+        match recover::find(&dir, &self.signer.keys())? {
             Some(end) if end.log_id.is_some() => self.resume(end),
             found => self.begin(found, superseded),
         }?;
@@ -207,6 +208,7 @@ impl Log {
 
     /// Looks at the files anew after a failure.
     pub(super) fn recover(&mut self) -> Result<(), AuditError> {
+        self.end_rotation()?;
         let dir = &self.config.dir;
         if let Some((last, length)) = &self.synced {
             for day in files::list(dir).map_err(|e| fault(dir, &e))? {
@@ -217,7 +219,7 @@ impl Log {
                 }
             }
         }
-        match recover::find(dir, &self.signer.public_key())? {
+        match recover::find(dir, &self.signer.keys())? {
             Some(end) if end.log_id.is_some() => self.resume(end),
             _ => Err(AuditError(format!(
                 "{} has lost its lines; restore them, or restart the agent to begin a new log",
@@ -243,10 +245,10 @@ impl Log {
 
     fn adopt(&mut self, mut open: Open) -> Result<(), AuditError> {
         open.length = open.file.metadata().map_err(|e| fault(&open.day.path, &e))?.len();
-        let key = self.signer.public_key();
-        let own = self.checkpoints(&open.log_id).own(&key);
+        let keys = self.signer.keys();
+        let own = self.checkpoints(&open.log_id).own(&keys);
         let sure = own.map(|(own, _)| (own.checkpoint.size, own.checkpoint.root));
-        match Tree::open(&self.config.dir, &open.log_id, open.size, (sure, &key)) {
+        match Tree::open(&self.config.dir, &open.log_id, open.size, (sure, &keys)) {
             Ok(tree) => open.tree = Some(tree),
             Err(error) => tracing::error!(%error, "the audit log gets no checkpoints"),
         }
@@ -284,7 +286,9 @@ impl Log {
     /// The first line of a file names the log, so that the end of the chain is found without the
     /// files before it.
     fn open_day(&mut self, previous: Option<&DayFile>) -> Result<(), AuditError> {
-        let mut record = Record::of(Event::DayOpen).detail("log_id", self.opened()?.log_id.clone());
+        let mut record = Record::of(Event::DayOpen)
+            .detail("log_id", self.opened()?.log_id.clone())
+            .detail("public_key", self.signer.public_key().to_string());
         if let Some(previous) = previous {
             record = record.detail("previous", previous.name());
         }

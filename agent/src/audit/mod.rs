@@ -14,6 +14,7 @@ pub mod query;
 pub mod reader;
 mod record;
 mod recover;
+mod rotate;
 mod tree;
 mod witnessing;
 mod writer;
@@ -29,6 +30,7 @@ use jiff::tz::TimeZone;
 use jtnt_proto::{
     audit::{Caller, Event, Status},
     bytes::Hash,
+    key::PublicKey,
 };
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -279,6 +281,16 @@ impl Audit {
         let _gone = self.send(writer::Command::Held(log_id, lines)).await;
     }
 
+    /// Has another key take the place of the one that signs; the number of the line that says so.
+    ///
+    /// # Errors
+    /// When the new key cannot be kept, or the line is not durable.
+    pub async fn rotate_key(&self) -> Result<(u64, PublicKey), AuditError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(writer::Command::RotateKey(reply)).await?;
+        answer.await.map_err(|_closed| gone())?
+    }
+
     /// What proves that the line of this number is in the log.
     ///
     /// # Errors
@@ -335,6 +347,8 @@ impl Audit {
 fn gone() -> AuditError {
     AuditError("its writer has ended; restart the agent".to_owned())
 }
+
+pub use rotate::rotations;
 
 #[cfg(test)]
 mod checkpoint_tests;

@@ -14,7 +14,7 @@ use jtnt_proto::{
 use super::{
     AuditError, FILE_MODE, Record,
     files::{self, DayFile, Tail},
-    reader,
+    reader, rotate,
 };
 use crate::runtime::durable;
 
@@ -39,14 +39,14 @@ pub(super) struct End {
 
 /// Looks at the files in `dir`; `None` when there are none. Torn bytes are set aside, everything
 /// else is only read.
-pub(super) fn find(dir: &Path, key: &PublicKey) -> Result<Option<End>, AuditError> {
+pub(super) fn find(dir: &Path, keys: &[PublicKey]) -> Result<Option<End>, AuditError> {
     let mut days = files::list(dir).map_err(|e| fault(dir, &e))?;
     let Some(newest) = days.last().cloned() else { return Ok(None) };
     let mut recovered = Vec::new();
     let mut last = None;
     while let Some(day) = days.pop() {
         let tail = files::tail(&day.path).map_err(|e| fault(&day.path, &e))?;
-        let line = tail.last.as_deref().map(|raw| judge(dir, &day, raw, key)).transpose()?;
+        let line = tail.last.as_deref().map(|raw| judge(dir, &day, raw, keys)).transpose()?;
         // Only what ends in a line of ours is ours to mend.
         if !tail.torn.is_empty() {
             recovered.push(set_aside(&day, &tail).map_err(|e| fault(&day.path, &e))?);
@@ -70,7 +70,7 @@ fn judge(
     dir: &Path,
     day: &DayFile,
     raw: &[u8],
-    key: &PublicKey,
+    keys: &[PublicKey],
 ) -> Result<(u64, Hash, String), AuditError> {
     let refuse = |why: String| {
         AuditError(format!(
@@ -81,7 +81,7 @@ fn judge(
         ))
     };
     let line = SealedLine::parse(raw).map_err(|e| refuse(format!("cannot be read: {e}")))?;
-    if !line.is_signed_by(key) {
+    if !rotate::is_end(&line, keys) {
         return Err(refuse("is not signed by this agent's audit key".to_owned()));
     }
     let log_id = reader::first_line(&day.path)

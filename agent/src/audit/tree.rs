@@ -64,7 +64,7 @@ impl Tree {
         dir: &Path,
         log_id: &str,
         size: u64,
-        (sure, key): (Option<(u64, Hash)>, &PublicKey),
+        (sure, keys): (Option<(u64, Hash)>, &[PublicKey]),
     ) -> io::Result<Self> {
         let path = path(dir, log_id);
         if !path.exists() {
@@ -78,7 +78,7 @@ impl Tree {
         let mut tree = Self { hashes, frontier: believed.unwrap_or_default() };
         let mut days = Vec::new();
         for day in files::list(dir)?.into_iter().rev() {
-            let Some(first) = first_line(&day, key)? else { continue };
+            let Some(first) = first_line(&day, keys)? else { continue };
             let last = first.seq <= tree.frontier.size();
             days.push((first, day));
             if last {
@@ -178,11 +178,11 @@ struct First {
     frontier: Option<Frontier>,
 }
 
-fn first_line(day: &DayFile, key: &PublicKey) -> io::Result<Option<First>> {
+fn first_line(day: &DayFile, keys: &[PublicKey]) -> io::Result<Option<First>> {
     let Some(raw) = reader::first_line(&day.path)? else { return Ok(None) };
     let Ok(line) = SealedLine::parse(&raw) else { return Ok(None) };
     let seq = line.line.seq;
-    let told = frontier_of(&line.line).filter(|_| line.is_signed_by(key));
+    let told = frontier_of(&line.line).filter(|_| keys.iter().any(|key| line.is_signed_by(key)));
     Ok(Some(First { seq, frontier: told }))
 }
 
@@ -198,10 +198,10 @@ mod tests {
     fn only_what_a_checkpoint_vouches_for_is_believed_of_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let key = PublicKey::of(&ed25519_dalek::SigningKey::from_bytes(&[7; 32]));
-        let mut tree = Tree::open(dir.path(), "log", 0, (None, &key)).unwrap();
+        let mut tree = Tree::open(dir.path(), "log", 0, (None, &[key])).unwrap();
         tree.extend(&leaves(0, 10)).unwrap();
         let (at_ten, root) = (tree.frontier().clone(), tree.frontier().root());
-        let again = |size, sure| Tree::open(dir.path(), "log", size, (sure, &key));
+        let again = |size, sure| Tree::open(dir.path(), "log", size, (sure, &[key]));
         assert_eq!(*again(10, Some((10, root))).unwrap().frontier(), at_ten);
         // There are no lines here to make it from.
         for sure in [None, Some((9, root)), Some((10, Hash([1; 32]))), Some((11, root))] {

@@ -22,7 +22,7 @@ impl Log {
         let (size, root) = (tree.frontier().size(), tree.frontier().root());
         let failed = |e: io::Error| AuditError(format!("a checkpoint is not durable: {e}"));
         let checkpoint = Checkpoint { origin: self.origin(&log_id), size, root };
-        let note = match checkpoints.own(&key) {
+        let note = match checkpoints.own(&[key]) {
             Some((own, text)) if own.checkpoint == checkpoint => text,
             _ => {
                 let note = checkpoint.sign(&key, |text| signer.sign(text));

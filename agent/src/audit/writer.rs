@@ -1,5 +1,6 @@
 //! The writer's thread: what has gathered since the last sync becomes the next batch.
 
+use jtnt_proto::key::PublicKey;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{AuditError, Cleaned, Head, Inclusion, Offer, Record, log::Log};
@@ -18,6 +19,7 @@ pub(super) enum Command {
     Prove(u64, Reply<Inclusion>),
     RolledBack(String, Reply<bool>),
     Held(String, u64),
+    RotateKey(Reply<(u64, PublicKey)>),
 }
 
 /// Serves until the last handle is gone.
@@ -36,7 +38,8 @@ pub(super) fn run(mut log: Log, mut queue: mpsc::Receiver<Command>, head: &watch
                 | Command::Witnessed(..)
                 | Command::Prove(..)
                 | Command::RolledBack(..)
-                | Command::Held(..)) => others.push(other),
+                | Command::Held(..)
+                | Command::RotateKey(_)) => others.push(other),
             }
             if records.len() < BATCH {
                 next = queue.try_recv().ok();
@@ -83,6 +86,11 @@ fn serve(log: &mut Log, command: Command, head: &watch::Sender<Head>) {
         Command::Held(log_id, lines) => {
             log.held(&log_id, lines);
             head.send_replace(log.head());
+        }
+        Command::RotateKey(reply) => {
+            let rotated = log.rotate_key();
+            head.send_replace(log.head());
+            let _gone = reply.send(rotated);
         }
         Command::RolledBack(note, reply) => {
             let anew = log.rolled_back(&note);

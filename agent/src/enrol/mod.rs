@@ -18,13 +18,14 @@ use jiff::{SignedDuration, Timestamp};
 use jtnt_proto::{
     bytes::{Base64, Hash},
     hub::{EnrollRequest, EnrollResponse, HostFacts},
-    identity::{agent_id, enroll_proof_message},
+    identity::enroll_proof_message,
 };
 use rustls_pki_types::CertificateDer;
 use tokio::{task::spawn_blocking, time::timeout};
 use zeroize::Zeroizing;
 
 use crate::{
+    audit,
     domain::key_store::KeyStore,
     hub::Address,
     identity::{
@@ -200,8 +201,7 @@ async fn under_lock(
         Ok(_) | Err(_) => {}
     }
     let contact = Contact::make(&options, deps).await?;
-    let signer =
-        identity::audit_key(paths, deps.entropy.as_ref()).map_err(|e| EnrolError::key(&e))?;
+    let signer = identity::audit_key(paths, &deps.entropy).map_err(|e| EnrolError::key(&e))?;
     let asked = Asked::new(signer.as_ref(), &options, &deps.entropy).await?;
     let answer = contact.client.enroll(&asked.request).await.map_err(EnrolError::hub)?;
     let extra = contact.extra();
@@ -250,10 +250,14 @@ impl Asked {
         options: &Options,
         entropy: &SharedEntropy,
     ) -> Result<Self, EnrolError> {
-        let audit_key = signer.public_key();
-        let id = agent_id(&audit_key);
+        let id = identity::id_of(signer);
+        let audit_key = signer.keys().into_iter().next().unwrap_or_else(|| signer.public_key());
+        let paths = Paths { data_dir: options.data_dir.clone() };
+        let dir = paths.audit_pub().parent().map(std::path::Path::to_owned).unwrap_or_default();
+        let key_rotations = audit::rotations(&dir)
+            .map_err(|e| EnrolError::key(&IdentityError::Unusable(e.to_string())))?;
         let (store, own, entropy) = (options.key_store.clone(), id.clone(), Arc::clone(entropy));
-        let intent = Paths { data_dir: options.data_dir.clone() }.enrol_key();
+        let intent = paths.enrol_key();
         let make = move || client_key::make(&store, &own, &intent, entropy.as_ref());
         let made = match timeout(DEVICE, spawn_blocking(make)).await {
             Ok(Ok(made)) => made,
@@ -270,6 +274,7 @@ impl Asked {
             csr,
             audit_key,
             agent_id: id,
+            key_rotations,
             proof: Base64(proof.to_vec()),
             seal_key: Some(Base64(seal_key)),
             host: options.host.clone(),

@@ -86,6 +86,16 @@ impl Paths {
     }
 
     #[must_use]
+    pub fn audit_key_next(&self) -> PathBuf {
+        self.data_dir.join("keys/audit.key.next")
+    }
+
+    #[must_use]
+    pub fn audit_keys(&self) -> PathBuf {
+        self.data_dir.join("keys/audit.keys")
+    }
+
+    #[must_use]
     pub fn audit_pub(&self) -> PathBuf {
         self.data_dir.join("audit/audit.pub")
     }

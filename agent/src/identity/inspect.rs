@@ -1,9 +1,7 @@
 //! The certificate as `cert check` shows it: part by part, also when the whole is no identity.
 
-use jtnt_proto::identity::agent_id;
-
 use super::{
-    CertInfo, IdentityError, Paths, anchors, client_key, files, key, load,
+    CertInfo, IdentityError, Paths, anchors, client_key, files, id_of, key, load,
     x509::{self, CertFault, Judged},
 };
 use crate::{domain::key_store::KeyStore, trust::Keyring};
@@ -57,7 +55,7 @@ fn in_parts(paths: &Paths) -> Option<Inspection> {
     let key = client_key::open(&files.client_key).ok();
     let key_store = key.as_ref().map(|key| key.store.clone());
     let key_matches = key.is_some_and(|key| key.with(chain.clone()).is_ok());
-    let id = key::open(paths).ok().flatten().map(|key| agent_id(&key.public_key()));
+    let id = key::open(paths).ok().flatten().map(|key| id_of(key.as_ref()));
     let anchors =
         Keyring::from_root(&files.root).ok().and_then(|keyring| anchors(&keyring, &files).ok());
     let chain_ok = anchors.is_some_and(|anchors| {

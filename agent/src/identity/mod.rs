@@ -21,7 +21,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::{
     domain::key_store::KeyStore,
-    runtime::{durable, entropy::Entropy, lock::Lock, signer::AuditSigner},
+    runtime::{durable, entropy::SharedEntropy, lock::Lock, signer::AuditSigner},
     trust::Keyring,
 };
 
@@ -91,9 +91,15 @@ pub enum IdentityError {
 /// When it cannot be read or made, or others can read it.
 pub fn audit_key(
     paths: &Paths,
-    entropy: &dyn Entropy,
+    entropy: &SharedEntropy,
 ) -> Result<Arc<dyn AuditSigner>, IdentityError> {
     key::open_or_create(paths, entropy).map_err(IdentityError::Unusable)
+}
+
+/// The agent's id, which follows from the first key that it has had.
+#[must_use]
+pub fn id_of(signer: &dyn AuditSigner) -> String {
+    agent_id(&signer.keys().into_iter().next().unwrap_or_else(|| signer.public_key()))
 }
 
 /// Loads the identity. Finishes an enrolment that was committed but not put in place.
@@ -262,7 +268,7 @@ fn assemble(paths: &Paths, files: &files::Files) -> Result<Identity, Flaw> {
     let Some(audit) = key::open(paths).map_err(told)? else {
         return Err(unusable(paths.audit_key(), "the audit key is missing".to_owned()));
     };
-    let id = agent_id(&audit.public_key());
+    let id = id_of(audit.as_ref());
     let anchors = anchors(&keyring, files).map_err(|why| unusable(paths.ca_bundle(), why))?;
     let chain =
         x509::certificates(&files.client_crt).map_err(|why| unusable(paths.client_crt(), why))?;

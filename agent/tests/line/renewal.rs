@@ -49,7 +49,7 @@ impl Desk {
         let (clock, entropy): (SharedClock, SharedEntropy) =
             (Arc::new(SystemClock), Arc::new(SystemEntropy));
         let paths = Paths { data_dir: dir.path().to_owned() };
-        let signer = identity::audit_key(&paths, &*entropy).unwrap();
+        let signer = identity::audit_key(&paths, &entropy).unwrap();
         let (url, cut) = (hub.url(), Arc::new(AtomicBool::new(false)));
         let unreachable = Arc::clone(&cut);
         // Any route that agents alone may use proves a certificate; this hub tells no serial here.

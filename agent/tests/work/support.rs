@@ -24,7 +24,7 @@ use jtnt_agent::{
     platform::{paths::resolve, users::own_uid},
     runtime::{
         clock::{SharedClock, SystemClock},
-        entropy::{Entropy, SystemEntropy},
+        entropy::{Entropy, SharedEntropy, SystemEntropy},
         tasks::{Class, Essential, Tasks},
     },
     shim::{Attempt, Launcher, Shim},
@@ -146,7 +146,8 @@ impl Site {
         std::fs::create_dir_all(&state_dir).unwrap();
         let journal = Journal::open(&state_dir.join("jobs.redb"), Arc::clone(&clock)).unwrap();
         let paths = Paths { data_dir: self.dir.path().to_owned() };
-        let key = identity::audit_key(&paths, &SystemEntropy).unwrap();
+        let system: SharedEntropy = Arc::new(SystemEntropy);
+        let key = identity::audit_key(&paths, &system).unwrap();
         let log = audit::Config {
             dir: self.dir.path().join("audit"),
             agent_id: self.identity.agent_id.clone(),

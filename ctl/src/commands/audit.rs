@@ -37,6 +37,13 @@ pub(super) async fn run(session: &mut Session<'_>, command: Audit) -> Outcome {
         }
         Audit::Prove { seq } => evidence::prove(session, seq).await,
         Audit::Export { out } => evidence::export(session, &out).await,
+        Audit::RotateKey => {
+            let mut client = Client::new(session.channel()?);
+            let request = session.ask(pb::RotateKeyRequest {});
+            let answer = session.call("replace the audit key", client.rotate_key(request)).await?;
+            show(session, &view::Rotated::from(&answer), |_| view::rotated(&answer))?;
+            Ok(Exit::Done)
+        }
         Audit::Clean => {
             let mut client = Client::new(session.channel()?);
             let request = session.ask(pb::CleanLogRequest {});

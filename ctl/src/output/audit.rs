@@ -210,6 +210,24 @@ impl Export {
     }
 }
 
+/// The JSON of `audit rotate-key`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Rotated<'a> {
+    seq: u64,
+    public_key: &'a str,
+}
+
+impl<'a> From<&'a pb::RotateKeyResponse> for Rotated<'a> {
+    fn from(r: &'a pb::RotateKeyResponse) -> Self {
+        Self { seq: r.seq, public_key: &r.public_key }
+    }
+}
+
+pub(crate) fn rotated(r: &pb::RotateKeyResponse) -> String {
+    let (seq, key) = (r.seq, clean(&r.public_key));
+    format!("{key} signs the log from the line after seq {seq} on\n")
+}
+
 /// The JSON of `audit clean`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Cleaned<'a> {

@@ -124,6 +124,8 @@ fn audit() {
             "audit prove 7",
             "audit prove 7 -o json",
             "audit export --out /",
+            "audit rotate-key",
+            "audit rotate-key -o json",
             "audit clean",
             "audit clean -o json",
         ]
@@ -167,7 +169,7 @@ fn cache() {
     ));
 }
 
-const ONE_OF_EACH: [&str; 28] = [
+const ONE_OF_EACH: [&str; 29] = [
     "status",
     "status --watch",
     "health",
@@ -191,6 +193,7 @@ const ONE_OF_EACH: [&str; 28] = [
     "audit list",
     "audit verify",
     "audit prove 7",
+    "audit rotate-key",
     "audit clean",
     "jobs list",
     "jobs logs j",

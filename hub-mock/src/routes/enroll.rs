@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, VecDeque};
 use axum::{Json, extract::State};
 use bytes::Bytes;
 use jtnt_proto::{
+    audit_keys::{self, MAX_ROTATIONS},
     bytes::Hash,
     hub::{EnrollRequest, EnrollResponse},
     identity,
+    key::PublicKey,
 };
 use rcgen::ExtendedKeyUsagePurpose;
 
@@ -33,7 +35,7 @@ pub(super) async fn enroll(
     body: Bytes,
 ) -> Result<Json<EnrollResponse>, Refusal> {
     let asked: EnrollRequest = read(&body)?;
-    checked(&asked)?;
+    let keys = checked(&asked)?;
     let request = Authority::check(&asked.csr, &asked.agent_id)
         .map_err(|e| Refusal::unprocessable("CSR", e.to_string()))?;
     let token = Hash::of(asked.token.as_bytes());
@@ -56,7 +58,7 @@ pub(super) async fn enroll(
         }
         certificates.push_back(certificate(&issued));
         let agent_id = asked.agent_id.clone();
-        let agent = Box::new(agent(&asked, certificates));
+        let agent = Box::new(agent(&asked, keys, certificates));
         core.record(&mut inner, Event::Enrolled { token, agent_id, agent })
     };
     core.durable(seq).await?;
@@ -82,9 +84,14 @@ pub(super) fn certificate(issued: &Issued) -> Certificate {
     }
 }
 
-fn agent(asked: &EnrollRequest, certificates: VecDeque<Certificate>) -> Agent {
+fn agent(
+    asked: &EnrollRequest,
+    mut keys: Vec<PublicKey>,
+    certificates: VecDeque<Certificate>,
+) -> Agent {
     Agent {
-        audit_key: asked.audit_key,
+        audit_key: keys.pop().unwrap_or(asked.audit_key),
+        past_keys: keys,
         seal_key: asked.seal_key.clone(),
         host: asked.host.clone(),
         labels: asked.labels.clone(),
@@ -96,7 +103,7 @@ fn agent(asked: &EnrollRequest, certificates: VecDeque<Certificate>) -> Agent {
 }
 
 /// What can be told without the state.
-fn checked(asked: &EnrollRequest) -> Result<(), Refusal> {
+fn checked(asked: &EnrollRequest) -> Result<Vec<PublicKey>, Refusal> {
     let host = &asked.host;
     let texts =
         [&asked.token, &host.hostname, &host.os, &host.arch, &host.kernel, &host.agent_version];
@@ -109,7 +116,21 @@ fn checked(asked: &EnrollRequest) -> Result<(), Refusal> {
         return Err(Refusal::unprocessable("SEAL_KEY", "a seal key has 32 bytes (X25519)"));
     }
     let message = identity::enroll_proof_message(&asked.token, &asked.csr, &asked.agent_id);
-    proven(&asked.audit_key, &message, &asked.proof)
+    let keys = keys(asked)?;
+    proven(keys.last().unwrap_or(&asked.audit_key), &message, &asked.proof)?;
+    Ok(keys)
+}
+
+/// The keys that all rotations since the first one lead over, the one in force last.
+fn keys(asked: &EnrollRequest) -> Result<Vec<PublicKey>, Refusal> {
+    let mut keys = vec![asked.audit_key];
+    for line in asked.key_rotations.iter().take(MAX_ROTATIONS) {
+        let known = keys.last().unwrap_or(&asked.audit_key);
+        let why = "the lines that tell of new audit keys do not follow from one to the other";
+        let next = audit_keys::rotated(known, &asked.agent_id, line.as_bytes());
+        keys.push(next.ok_or_else(|| Refusal::unprocessable("KEY_ROTATIONS", why))?);
+    }
+    Ok(keys)
 }
 
 fn token_counts(inner: &Inner, token: Hash) -> Result<(), Refusal> {

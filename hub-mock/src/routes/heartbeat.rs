@@ -30,7 +30,10 @@ pub(super) async fn heartbeat(
         return Err(Refusal::unprocessable("SERIAL", why));
     }
     let word = match &said.audit {
-        Some(head) => core.witness(&said.agent_id, head).await?,
+        Some(head) => {
+            core.rotate(&said.agent_id, &head.key_rotations).await?;
+            core.witness(&said.agent_id, head).await?
+        }
         None => Word::default(),
     };
     let hints = core.heartbeat(said);

@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use super::{caller::Caller, problem::Refusal};
-use crate::{error::HubError, hub::Shared};
+use crate::{error::HubError, hub::Shared, state::Agent};
 
 /// What is kept of one log.
 const MAX_FILE_BYTES: u64 = 1 << 30;
@@ -69,13 +69,15 @@ enum No {
 
 impl Held {
     /// Takes a line, if it is the next one of this agent.
-    fn follow(&mut self, raw: &[u8], agent_id: &str, key: &PublicKey) -> Result<(), String> {
+    fn follow(&mut self, raw: &[u8], agent_id: &str, keys: &[PublicKey]) -> Result<(), String> {
         let line = SealedLine::parse(raw).map_err(|fault| fault.to_string())?;
         let seq = line.line.seq;
         if self.next.is_some_and(|next| next != seq) {
             return Err(format!("seq {seq} comes out of its order"));
         }
-        if line.line.agent_id != agent_id || !line.is_signed_by(key) {
+        // Lines may come after the hub has heard that another key signs the next ones.
+        let signed = keys.iter().any(|key| line.is_signed_by(key));
+        if line.line.agent_id != agent_id || !signed {
             return Err(format!("seq {seq} is not signed by this agent's audit key"));
         }
         let before = self.head.or((seq == 0).then_some(ZERO));
@@ -113,7 +115,7 @@ impl Lines {
     async fn take(
         &self,
         path: PathBuf,
-        (agent_id, key): (&str, &PublicKey),
+        (agent_id, keys): (&str, &[PublicKey]),
         (from, body): (u64, &Bytes),
     ) -> Result<u64, No> {
         let mut open = self.open.lock().await;
@@ -122,7 +124,7 @@ impl Lines {
             None => Held::of(&path).await.map_err(No::Disk)?,
         };
         let mut after = held;
-        let checked = check(&mut after, (agent_id, key), (from, body));
+        let checked = check(&mut after, (agent_id, keys), (from, body));
         let stored = match checked {
             Ok(()) if body.is_empty() => Ok(()),
             Ok(()) => append(&path, body).await.map_err(No::Disk),
@@ -141,7 +143,7 @@ impl Lines {
 
 fn check(
     held: &mut Held,
-    (agent_id, key): (&str, &PublicKey),
+    (agent_id, keys): (&str, &[PublicKey]),
     (from, body): (u64, &Bytes),
 ) -> Result<(), No> {
     if let Some(next) = held.next.filter(|next| *next != from) {
@@ -156,7 +158,7 @@ fn check(
     let lines = body.strip_suffix(b"\n").ok_or_else(|| No::Bad("the last line is torn".into()))?;
     held.next = held.next.or(Some(from));
     for line in lines.split(|byte| *byte == b'\n') {
-        held.follow(line, agent_id, key).map_err(No::Bad)?;
+        held.follow(line, agent_id, keys).map_err(No::Bad)?;
     }
     Ok(())
 }
@@ -183,13 +185,13 @@ pub(super) async fn put(
     Query(place): Query<Place>,
     body: Bytes,
 ) -> Result<Response, Refusal> {
-    let key = core.lock().state.agents.get(&caller.agent_id).map(|agent| agent.audit_key);
-    let key = key.ok_or_else(|| Refusal::forbidden("AGENT", "this agent is not enrolled"))?;
+    let keys = core.lock().state.agents.get(&caller.agent_id).map(Agent::audit_keys);
+    let keys = keys.ok_or_else(|| Refusal::forbidden("AGENT", "this agent is not enrolled"))?;
     if !is_id(&log_id) {
         return Err(Refusal::unprocessable("LOG_ID", "a log's id is of [A-Za-z0-9_-]"));
     }
     let path = file(&core.settings.dir, &caller.agent_id, &log_id);
-    let whose = (caller.agent_id.as_str(), &key);
+    let whose = (caller.agent_id.as_str(), keys.as_slice());
     match core.lines.take(path.clone(), whose, (place.from, &body)).await {
         Ok(next) => Ok(Json(AuditLines { next }).into_response()),
         Err(No::Elsewhere(next)) => {
@@ -238,7 +240,7 @@ mod tests {
         let hub = Lines::default();
         let put = |hub: &'static Lines, from, body: Bytes| {
             let path = path.clone();
-            async move { hub.take(path, ("a", &key), (from, &body)).await }
+            async move { hub.take(path, ("a", &[key]), (from, &body)).await }
         };
         let hub: &'static Lines = Box::leak(Box::new(hub));
         assert!(matches!(put(hub, 0, Bytes::new()).await, Ok(0)), "asked");

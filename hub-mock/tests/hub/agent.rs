@@ -155,6 +155,7 @@ pub(crate) fn enroll_request(token: &str, audit: &SigningKey) -> (EnrollRequest,
         csr,
         audit_key: PublicKey::of(audit),
         agent_id,
+        key_rotations: Vec::new(),
         proof: Base64(proof.to_bytes().to_vec()),
         seal_key: Some(Base64(vec![7; 32])),
         host: HostFacts {

@@ -45,7 +45,7 @@ const MAX_TAIL_LINES: u32 = 10_000;
 const PROGRESS: Duration = Duration::from_millis(500);
 /// So many bytes at most are checked before the caller has its turn again.
 const STEP_BYTES: usize = 1 << 20;
-const MAX_KEY_BYTES: u64 = 1024;
+const MAX_KEY_BYTES: u64 = 4096;
 
 pub(super) struct Audit(pub(super) Deps);
 
@@ -173,6 +173,12 @@ impl AuditService for Audit {
         }))))
     }
 
+    async fn rotate_key(&self, _: Request<pb::RotateKeyRequest>) -> Answer<pb::RotateKeyResponse> {
+        let audit = &self.0.overview.sources().audit;
+        let (seq, key) = audit.rotate_key().await.map_err(|e| error::audit(&e))?;
+        Ok(Response::new(pb::RotateKeyResponse { seq, public_key: key.to_string() }))
+    }
+
     async fn clean_log(&self, _: Request<pb::CleanLogRequest>) -> Answer<pb::CleanLogResponse> {
         let audit = &self.0.overview.sources().audit;
         let cleaned = audit.clean().await.map_err(|e| error::audit(&e))?;
@@ -267,7 +273,8 @@ impl Check {
         let files = sized.collect::<io::Result<VecDeque<_>>>().map_err(unreadable)?;
         let total = files.iter().map(|(_, bytes)| bytes).sum();
         let key = durable::read(&paths.audit_pub(), MAX_KEY_BYTES).map_err(unreadable)?;
-        let key = std::str::from_utf8(&key).ok().and_then(|text| PublicKey::parse(text.trim()));
+        let key =
+            std::str::from_utf8(&key).ok().and_then(|text| PublicKey::parse(text.lines().last()?));
         let key = key.ok_or_else(|| {
             error::internal(format!("{} is no public key", paths.audit_pub().display()))
         })?;

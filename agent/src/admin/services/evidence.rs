@@ -27,7 +27,7 @@ use crate::{
 
 /// One message holds so much of a file.
 const CHUNK_BYTES: usize = 256 * 1024;
-const MAX_KEY_BYTES: u64 = 1024;
+const MAX_KEY_BYTES: u64 = 4096;
 
 /// The file that proves line `seq`.
 pub(super) async fn prove(deps: &Deps, seq: u64) -> Result<String, Status> {

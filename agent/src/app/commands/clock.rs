@@ -32,7 +32,7 @@ pub(in crate::app) async fn run(
     let _held = Held::take(&config, "clock reset").await?;
     let clock: SharedClock = Arc::new(SystemClock);
     let entropy: SharedEntropy = Arc::new(SystemEntropy);
-    let (_, audit) = open_audit(&config, &TimeZone::system(), &clock, &entropy)?;
+    let (_, _, audit) = open_audit(&config, &TimeZone::system(), &clock, &entropy)?;
     let store = |e: crate::store::StoreError| Failure::new(Exit::Io, "reset the clock", e.0);
     let journal = Journal::open(&config.paths().journal(), Arc::clone(&clock))
         .map_err(|e| store(e.into()))?;

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use jtnt_proto::{
-    audit::{Event, Status},
-    identity::agent_id,
-};
+use jtnt_proto::audit::{Event, Status};
 use jtntctl::{Exit, Failure, Io};
 
 use tokio::{task::spawn_blocking, time::timeout};
@@ -33,9 +30,7 @@ pub(in crate::app) async fn run(path: PathBuf, io: &mut Io) -> Result<Exit, Fail
     if matches!(&*core.published.identity.borrow(), Err(identity::IdentityError::NotEnrolled)) {
         return Err(Failure::new(Exit::No, "unenrol", "this agent is not enrolled"));
     }
-    let signer = identity::audit_key(&paths, core.base.entropy.as_ref());
-    let signer = signer.map_err(|e| Failure::new(Exit::Io, "read the audit key", e.to_string()))?;
-    let agent_id = agent_id(&signer.public_key());
+    let agent_id = core.state.agent_id.clone();
     let mut record = Record::of(Event::Enrollment).detail("action", "unenroll");
     (record.status, record.caller) = (Some(Status::Success), Some(ourselves()));
     record.object.clone_from(&core.base.config.hub_url);

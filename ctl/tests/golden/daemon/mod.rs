@@ -418,6 +418,11 @@ impl pb::audit_service_server::AuditService for Fake {
         self.many(vec![pb::ExportLogResponse { part }]).await
     }
 
+    async fn rotate_key(&self, _: Request<pb::RotateKeyRequest>) -> Answer<pb::RotateKeyResponse> {
+        let public_key = "6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=".into();
+        self.one(pb::RotateKeyResponse { seq: 41, public_key }).await
+    }
+
     async fn clean_log(&self, _: Request<pb::CleanLogRequest>) -> Answer<pb::CleanLogResponse> {
         let removed = vec!["audit-2025-11-01.log".into()];
         let kept = vec!["audit-2025-11-02.log".into()];
