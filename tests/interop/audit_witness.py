@@ -145,6 +145,7 @@ def judge_proof(text, note, faults):
         faults.append(f"it shows another line {index}, too")
     if holds(text.replace(f"index {index}\n", f"index {index ^ 1}\n", 1), raw):
         faults.append(f"it shows that line {index} is number {index ^ 1}, too")
+    return index, raw
 
 
 def main():
@@ -153,7 +154,7 @@ def main():
     parser.add_argument("--anchor", required=True, type=pathlib.Path, help="a cosigned checkpoint")
     parser.add_argument("--witness", required=True, type=pathlib.Path, help="the hub's key")
     parser.add_argument("--requests", required=True, type=pathlib.Path, help="what the hub was sent")
-    parser.add_argument("--proof", default=[], action="append", type=pathlib.Path)
+    parser.add_argument("--proof", default=[], action="append", type=pathlib.Path, help="a line's")
     options = parser.parse_args()
     faults, raws = [], read_lines(options.dir)
     note = Note(options.anchor, options.dir / "audit.pub", options.witness)
@@ -163,7 +164,9 @@ def main():
         shown = judge_shown(json.loads(options.requests.read_text()), tree_of(raws), note, faults)
         judge_lines(raws, tree, note, faults)
         for path in options.proof:
-            judge_proof(path.read_text(), note, faults)
+            index, raw = judge_proof(path.read_text(), note, faults)
+            if raws[index] != raw:
+                faults.append(f"{path.name} is of another line than {index}")
         print(f"{len(raws)} lines; {size} witnessed, each proven; {shown} proofs that the log grew")
     for fault in faults:
         print(fault)
