@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 
 /// Nesting beyond this is refused.
 pub const MAX_DEPTH: usize = 32;
+/// Keys that mean something to the parser: behind one of them it reads a text as a document of its
+/// own, which nobody else would do, and in which nothing was checked.
+const PARSERS_OWN: &str = "$serde_json::private::";
 
 /// Why bytes are not an acceptable document.
 #[derive(Debug)]
@@ -166,6 +169,9 @@ impl<'de> Visitor<'de> for Shape {
         let below = self.deeper()?;
         let mut seen = BTreeSet::new();
         while let Some(key) = map.next_key::<Key>()? {
+            if key.0.starts_with(PARSERS_OWN) {
+                return Err(A::Error::custom(format_args!("the key {:?} is not allowed", key.0)));
+            }
             map.next_value_seed(Self(below))?;
             if let Some(Key(twice)) = seen.replace(key) {
                 return Err(A::Error::custom(format_args!("the key {twice:?} stands twice")));
@@ -200,6 +206,13 @@ mod tests {
         assert!(refused(r#"{"x":[{"a":1,"b":2,"a":3}]}"#).contains(r#""a" stands twice"#));
         // The escape spells the same key.
         assert!(refused(r#"{"a":1,"\u0061":1}"#).contains(r#""a" stands twice"#));
+    }
+
+    #[test]
+    fn what_the_parser_would_read_as_another_document_is_refused() {
+        let hidden = r#"{"x":{"$serde_json::private::RawValue":"{\"a\":1,\"a\":2}"}}"#;
+        assert_eq!(serde_json::from_str::<Value>(hidden).unwrap()["x"]["a"], 2);
+        assert!(refused(hidden).contains("is not allowed"));
     }
 
     #[test]
