@@ -281,6 +281,12 @@ pub struct SealedLine<'a> {
     pub raw: &'a [u8],
     /// What they say.
     pub line: Line,
+    seal: Seal<'a>,
+}
+
+/// A line's signature, and the bytes it is over.
+#[derive(Debug, Clone)]
+pub(crate) struct Seal<'a> {
     signed: &'a [u8],
     signature: [u8; 64],
 }
@@ -299,12 +305,9 @@ pub enum LineFault {
     Shape(String),
 }
 
-impl<'a> SealedLine<'a> {
-    /// Takes a line apart.
-    ///
-    /// # Errors
-    /// When it is not one.
-    pub fn parse(raw: &'a [u8]) -> Result<Self, LineFault> {
+impl<'a> Seal<'a> {
+    /// Cuts it off the end of a line, of which nothing else is read.
+    pub(crate) fn of(raw: &'a [u8]) -> Result<Self, LineFault> {
         if raw.len() > MAX_LINE_BYTES {
             return Err(LineFault::TooLong);
         }
@@ -315,14 +318,30 @@ impl<'a> SealedLine<'a> {
             .and_then(|s| s.strip_prefix(OPEN)?.strip_suffix(CLOSE))
             .and_then(from_base64)
             .ok_or(LineFault::NoSignature)?;
+        Ok(Self { signed, signature })
+    }
+
+    /// Whether `key` made it.
+    pub(crate) fn is_by(&self, key: &PublicKey) -> bool {
+        key.verifies(&[DOMAIN, self.signed].concat(), &self.signature)
+    }
+}
+
+impl<'a> SealedLine<'a> {
+    /// Takes a line apart.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn parse(raw: &'a [u8]) -> Result<Self, LineFault> {
+        let seal = Seal::of(raw)?;
         let line = json::from_slice(raw).map_err(|e| LineFault::Shape(e.to_string()))?;
-        Ok(Self { raw, line, signed, signature })
+        Ok(Self { raw, line, seal })
     }
 
     /// Whether `key` signed it.
     #[must_use]
     pub fn is_signed_by(&self, key: &PublicKey) -> bool {
-        key.verifies(&[DOMAIN, self.signed].concat(), &self.signature)
+        self.seal.is_by(key)
     }
 
     /// What the next line's `prev` must be.

@@ -117,6 +117,16 @@ fn missing(field: &str) -> String {
     format!("missing field `{field}`")
 }
 
+/// An object right below the top of a document, walked as [`from_slice`] walks it and not kept.
+#[derive(Debug, Default)]
+pub(crate) struct Walked;
+
+impl<'de> Deserialize<'de> for Walked {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        d.deserialize_map(Shape(MAX_DEPTH - 1)).map(|()| Self)
+    }
+}
+
 /// Walks a document without keeping it, `0` levels deep at most.
 struct Shape(usize);
 
