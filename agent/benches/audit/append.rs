@@ -26,7 +26,7 @@ pub(crate) fn measure(dir: &Path, rounds: usize, table: &mut Table) -> Outcome<(
     let config = Config {
         dir: dir.join("audit"),
         agent_id: "00000000-0000-8000-8000-000000000000".to_owned(),
-        retention_days: 30,
+        retention: jtnt_agent::domain::retention::Retention::default(),
         zone: TimeZone::UTC,
     };
     let audit = Audit::open(config, Arc::new(Key::new()), Arc::new(SystemClock), &SystemEntropy)?;

@@ -33,7 +33,7 @@ use crate::{
     audit::{
         Head,
         query::{Filter, Follow, Scan},
-        reader::{length, list, whole},
+        reader::snapshot,
     },
     identity::Paths,
     runtime::durable,
@@ -254,8 +254,8 @@ impl Check {
     /// The log as it is now. The agent may be writing the next line, which is no torn one: that
     /// there is none the writer knows, unless a write of its own has failed.
     fn of(dir: &Path, names: &[String], paths: &Paths, torn: bool) -> Result<Self, Status> {
-        let all = list(dir).map_err(unreadable)?;
-        let known = |name: &String| all.iter().any(|day| day.name() == *name);
+        let all = snapshot(dir, torn).map_err(unreadable)?;
+        let known = |name: &String| all.iter().any(|(day, _)| day.name() == *name);
         if let Some(strange) = names.iter().find(|name| !known(name)) {
             let why = format!(
                 "{} has no file {strange:?}; a file elsewhere is checked with --key",
@@ -263,14 +263,9 @@ impl Check {
             );
             return Err(error::not_found("UNKNOWN_FILE", why));
         }
-        let newest = all.last().map(|day| day.path.clone());
-        let wanted = all.into_iter().filter(|day| names.is_empty() || names.contains(&day.name()));
-        let sized = wanted.map(|day| {
-            let whole_lines = !torn && Some(&day.path) == newest.as_ref();
-            let bytes = if whole_lines { whole(&day.path) } else { length(&day.path) }?;
-            Ok((day.path, bytes))
-        });
-        let files = sized.collect::<io::Result<VecDeque<_>>>().map_err(unreadable)?;
+        let wanted =
+            all.into_iter().filter(|(day, _)| names.is_empty() || names.contains(&day.name()));
+        let files: VecDeque<_> = wanted.map(|(day, bytes)| (day.path, bytes)).collect();
         let total = files.iter().map(|(_, bytes)| bytes).sum();
         let key = durable::read(&paths.audit_pub(), MAX_KEY_BYTES).map_err(unreadable)?;
         let key =
