@@ -203,7 +203,7 @@ impl Log {
         }
         self.sync()?;
         self.last.urgent = self.opened()?.size;
-        Ok(())
+        recover::told(&self.config.dir)
     }
 
     /// Looks at the files anew after a failure.
@@ -240,7 +240,8 @@ impl Log {
         for record in end.recovered {
             self.write(record)?;
         }
-        self.sync()
+        self.sync()?;
+        recover::told(&self.config.dir)
     }
 
     fn adopt(&mut self, mut open: Open) -> Result<(), AuditError> {

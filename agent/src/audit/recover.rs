@@ -3,7 +3,12 @@
 //! What was acknowledged stands in whole lines. Behind them may be the traces of a batch that was
 //! cut off: those bytes are kept beside the file, never dropped and never taken for the log.
 
-use std::{fs::OpenOptions, io, os::unix::fs::FileExt as _, path::Path};
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
 
 use jtnt_proto::{
     audit::{Event, SealedLine, ZERO},
@@ -42,20 +47,22 @@ pub(super) struct End {
 pub(super) fn find(dir: &Path, keys: &[PublicKey]) -> Result<Option<End>, AuditError> {
     let mut days = files::list(dir).map_err(|e| fault(dir, &e))?;
     let Some(newest) = days.last().cloned() else { return Ok(None) };
-    let mut recovered = Vec::new();
     let mut last = None;
     while let Some(day) = days.pop() {
         let tail = files::tail(&day.path).map_err(|e| fault(&day.path, &e))?;
         let line = tail.last.as_deref().map(|raw| judge(dir, &day, raw, keys)).transpose()?;
         // Only what ends in a line of ours is ours to mend.
         if !tail.torn.is_empty() {
-            recovered.push(set_aside(&day, &tail).map_err(|e| fault(&day.path, &e))?);
+            set_aside(&day, &tail).map_err(|e| fault(&day.path, &e))?;
         }
         if let Some(line) = line {
             last = Some((day, line));
             break;
         }
     }
+    let untold = untold(dir).map_err(|e| fault(dir, &e))?;
+    let recovered = untold.iter().map(|path| describe(path).map_err(|e| fault(path, &e)));
+    let recovered = recovered.collect::<Result<_, _>>()?;
     let unopened = last.as_ref().is_none_or(|(day, _)| *day != newest);
     let previous = if unopened { last.as_ref().map(|(day, _)| day.clone()) } else { days.pop() };
     let (size, head, log_id) = match last {
@@ -92,27 +99,65 @@ fn judge(
     Ok((line.line.seq + 1, line.leaf_hash(), log_id))
 }
 
+/// Marks torn bytes that no line of the log tells of yet.
+const UNTOLD: &str = ".untold";
+
 /// Keeps torn bytes in a file of their own, durably, then cuts them off.
-fn set_aside(day: &DayFile, tail: &Tail) -> io::Result<Record> {
+fn set_aside(day: &DayFile, tail: &Tail) -> io::Result<()> {
     let mut n = 1_u32;
     let kept_as = loop {
         let name = format!("{}.torn-{n}", day.name());
-        if !day.path.with_file_name(&name).try_exists()? {
-            break name;
+        let marked = day.path.with_file_name(format!("{name}{UNTOLD}"));
+        if !day.path.with_file_name(&name).try_exists()? && !marked.try_exists()? {
+            break marked;
         }
         n += 1;
     };
-    durable::replace(&day.path.with_file_name(&kept_as), &tail.torn, FILE_MODE)?;
+    durable::replace(&kept_as, &tail.torn, FILE_MODE)?;
     let file = OpenOptions::new().write(true).open(&day.path)?;
     file.set_len(tail.whole)?;
-    file.sync_all()?;
+    file.sync_all()
+}
+
+/// What was set aside, by this process or by one that a crash ended before it could tell.
+fn untold(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.contains(".log.torn-") && name.ends_with(UNTOLD) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The line that tells of it.
+fn describe(path: &Path) -> io::Result<Record> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let kept_as = name.strip_suffix(UNTOLD).unwrap_or(&name);
+    let day = kept_as.split_once(".torn-").map_or(kept_as, |(day, _)| day);
+    let (sha256, bytes) = files::digest(path)?;
     let mut record = Record::of(Event::Recovered)
-        .detail("file", day.name())
+        .detail("file", day)
         .detail("kept_as", kept_as)
-        .detail("sha256", Hash::of(&tail.torn).to_string())
-        .detail("bytes", tail.torn.len());
-    record.object = Some(day.name());
+        .detail("sha256", sha256.to_string())
+        .detail("bytes", bytes);
+    record.object = Some(day.to_owned());
     Ok(record)
+}
+
+/// The lines that tell of what was set aside are durable.
+pub(super) fn told(dir: &Path) -> Result<(), AuditError> {
+    let settle = || {
+        for path in untold(dir)? {
+            fs::rename(&path, path.with_extension(""))?;
+            durable::sync_dir(dir)?;
+        }
+        Ok(())
+    };
+    settle().map_err(|e| fault(dir, &e))
 }
 
 /// Writes the whole lines from `synced` on a second time, and syncs them.

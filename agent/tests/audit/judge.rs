@@ -142,8 +142,7 @@ fn is_kept(data: &Path, before: &Found, owed: &Owed) -> Outcome<()> {
     if let Some(lost) = torn.iter().chain(&owed.torn).find(|hash| !beside.contains(hash)) {
         return Err(format!("torn bytes are gone: {lost}"));
     }
-    // Of bytes that were cut off before the last crash the line may have gone with it.
-    match torn.iter().find(|hash| !told(hash)) {
+    match torn.iter().chain(&owed.torn).find(|hash| !told(hash)) {
         Some(untold) => Err(format!("no line tells of torn bytes: {untold}")),
         None => Ok(()),
     }
