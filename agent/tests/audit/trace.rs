@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -76,7 +76,11 @@ pub(crate) fn run(plan: Plan, part: Part, data: &Path, log: &Path, tracing: &Tra
     let mut attached = BufReader::new(tracer.stderr.take().unwrap()).lines();
     let begun = attached.by_ref().map(Result::unwrap).any(|line| line.contains("attached"));
     assert!(begun, "strace does not trace");
-    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    match child.stdin.take().unwrap().write_all(b"\n") {
+        // Killed at the very call that waits for this.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written.unwrap(),
+    }
     told.extend(lines.map(Result::unwrap));
     let status = child.wait().unwrap();
     attached.for_each(drop);
