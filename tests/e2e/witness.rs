@@ -11,7 +11,7 @@ use jtnt_proto::{
 
 use crate::{
     site::{Site, exec},
-    support::{eventually, put},
+    support::{Home, eventually, put},
 };
 
 /// What the hub has seen of the agent's log.
@@ -171,6 +171,39 @@ async fn a_log_that_goes_on_differently_is_seen() {
     let agent = site.home.start().await.unwrap();
     anew(&site, AuditRefusal::Forked).await;
     agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_clone_gets_a_log_of_its_own_and_the_other_machine_keeps_its_witness() {
+    let site = Site::ready(Hub::builder()).await;
+    let agent = site.home.start().await.unwrap();
+    site.in_force(1).await;
+    witnessed(&site).await;
+    agent.stop().await.unwrap();
+    let clone = Home::new().unwrap();
+    copy(&site.home.data(), &clone.data());
+    clone.configure(&serde_json::json!({ "hub_url": site.hub.url() })).unwrap();
+    let first = site.home.start().await.unwrap();
+    witnessed(&site).await;
+    let second = clone.start().await.unwrap();
+    let apart = eventually("each has a log that the hub has seen", async || {
+        let mut ids = Vec::new();
+        for home in [&site.home, &clone] {
+            let status = home.asked(&["status"]).await.map_err(|f| f.to_string())?;
+            let audit = &status["audit"];
+            if audit["size"] != audit["witnessed"] || audit["witness_refusal"].is_string() {
+                return Err(audit.to_string());
+            }
+            ids.push(audit["log_id"].clone());
+        }
+        if ids[0] == ids[1] { Err("one log".to_owned()) } else { Ok(ids) }
+    });
+    apart.await.unwrap();
+    let logs = site.hub.agents().pop().unwrap().logs;
+    let trouble: Vec<_> = logs.values().map(|log| log.trouble.is_some()).collect();
+    assert_eq!(trouble.iter().filter(|t| **t).count(), 1, "{logs:?}");
+    second.stop().await.unwrap();
+    first.stop().await.unwrap();
 }
 
 #[tokio::test]

@@ -30,6 +30,7 @@ pub(crate) fn measure(dir: &Path, rounds: usize, table: &mut Table) -> Outcome<(
         zone: TimeZone::UTC,
     };
     let audit = Audit::open(config, Arc::new(Key::new()), Arc::new(SystemClock), &SystemEntropy)?;
+    let mut alone = runtime.block_on(write(&audit, rounds))?;
     let begun = Instant::now();
     let work = (0..WRITERS).map(|_| write(&audit, rounds));
     let times = runtime.block_on(try_join_all(work))?;
@@ -44,6 +45,12 @@ pub(crate) fn measure(dir: &Path, rounds: usize, table: &mut Table) -> Outcome<(
     let row = Row::new(format!("append, {WRITERS} writers: p99"), ms(p99))
         .goal("10 ms", p99 < Duration::from_millis(10))
         .limit(format!("median {}; {limit}", ms(percentile(&mut times, 50))));
+    table.show(&row);
+    // What a start or an end of a job waits for.
+    let median = percentile(&mut alone, 50);
+    let row = Row::new("append, one writer: median".to_owned(), ms(median))
+        .goal("1 ms", median < Duration::from_millis(1))
+        .limit(format!("p99 {}; {limit}", ms(percentile(&mut alone, 99))));
     table.show(&row);
     Ok(())
 }

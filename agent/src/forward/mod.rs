@@ -83,7 +83,15 @@ pub async fn to_hub(deps: Deps, mut link: Link, stop: CancellationToken) {
                 Fault::Hub(error) => retry.wait(wanted(error), &*deps.entropy),
                 Fault::Log(_) => retry.wait(GATHER, &*deps.entropy),
             };
-            sleep(pause).await;
+            // Another certificate may change the answer.
+            tokio::select! {
+                () = sleep(pause) => {}
+                changed = link.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
         }
     };
     tokio::select! {
