@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::{
     audit::{Line, frontier_of},
     bytes::Hash,
-    checkpoint::{Checkpoint, Note},
+    checkpoint::{self, Checkpoint, Note},
     merkle::Frontier,
 };
 
@@ -47,6 +47,14 @@ impl Anchor {
 
     /// The first line of what is read, before it counts.
     pub(crate) fn begin(&mut self, line: &Line) -> Option<Broken> {
+        let seen = checkpoint::origin(&line.agent_id, self.checkpoint().log_id());
+        if seen != self.checkpoint().origin {
+            self.unknown = Some(format!(
+                "whether these are the lines of the checkpoint: it is of another agent, {}",
+                self.checkpoint().origin
+            ));
+            return None;
+        }
         let log_id = line.details.get("log_id").and_then(Value::as_str);
         if let Some(log_id) = log_id.filter(|id| *id != self.checkpoint().log_id()) {
             self.told = true;

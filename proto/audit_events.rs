@@ -242,7 +242,8 @@ const REFUSED: Told = Told {
 };
 
 const CONFIG_CHANGED: Told = Told {
-    when: "a setting takes effect, or a changed file was refused",
+    when: "a setting takes effect, also one that was changed while no agent ran (`by` is `start`); or a \
+           changed file was refused",
     object: "the file or setting",
     statuses: &["success", "error"],
     origins: &["local", "agent"],

@@ -152,16 +152,32 @@ impl Check {
         }
     }
 
+    /// Where the line is in the tree, another key of the same agent may have signed it, and so may the
+    /// checkpoint, which tells by which.
     fn signatures(&mut self, line: &SealedLine<'_>, note: &Note, keys: &[PublicKey]) {
         if keys.is_empty() {
             self.missing("whose line this is: no key was given to check it by (UNKNOWN_KEY)");
             return;
         }
-        if !keys.iter().any(|key| line.is_signed_by(key)) {
-            self.found(Flaw::BadSignature, "the key did not sign the line".to_owned());
-        }
-        if !keys.iter().any(|key| note.is_signed_by(key)) {
+        let signed = keys.iter().any(|key| note.is_signed_by(key));
+        if !signed && keys.iter().any(|key| note.names(key)) {
             self.found(Flaw::BadSignature, "the key did not sign the checkpoint".to_owned());
+        } else if !signed {
+            self.missing(
+                "whose checkpoint this is: no key that was given signed it; give audit.pub with the \
+                 agent's newest key (UNKNOWN_KEY)",
+            );
+        }
+        if keys.iter().any(|key| line.is_signed_by(key)) {
+            return;
+        }
+        if self.findings.is_empty() {
+            self.missing(
+                "whose line this is: no key that was given signed it; give audit.pub with all keys of \
+                 the agent (UNKNOWN_KEY)",
+            );
+        } else {
+            self.found(Flaw::BadSignature, "the key did not sign the line".to_owned());
         }
     }
 
@@ -288,10 +304,13 @@ mod tests {
             [Flaw::BadSignature],
             "the same proof fits a tree of eight, whose root is another"
         );
-        assert_eq!(
-            forked(&|p| p.note = p.note.replacen("/log\n", "/other\n", 1)),
-            [Flaw::BadSignature]
-        );
+        // The name is part of what tells the key.
+        let renamed = Proof { note: good.note.replacen("/log\n", "/other\n", 1), ..good.clone() };
+        assert_eq!(verdict(&renamed), (Verdict::Incomplete, Vec::new()));
+        // A line by nobody's key in a log by nobody's key is not this agent's.
+        let line = String::from_utf8(good.line.clone()).unwrap().replacen("startup", "stortup", 1);
+        let flaws = forked(&|p| p.line = line.clone().into_bytes());
+        assert_eq!(flaws, [Flaw::Fork, Flaw::BadSignature]);
     }
 
     #[test]
@@ -300,7 +319,7 @@ mod tests {
         let (key, other) = (PublicKey::of(&key(1)), PublicKey::of(&key(3)));
         let by = |keys: &[PublicKey], witnesses: &[_]| good.check("p", keys, witnesses).1.verdict;
         assert_eq!(by(&[], &[witness()]), Verdict::Incomplete);
-        assert_eq!(by(&[other], &[witness()]), Verdict::Tampered);
+        assert_eq!(by(&[other], &[witness()]), Verdict::Incomplete, "perhaps the agent's next key");
         assert_eq!(by(&[other, key], &[witness()]), Verdict::Ok);
         assert_eq!(by(&[key], &[]), Verdict::Ok);
         assert_eq!(by(&[key], &[(witness().0, other)]), Verdict::Incomplete);

@@ -321,7 +321,7 @@ impl Verifier {
         if let Some(line) = line.as_ref().filter(|_| first) {
             self.greet(line, &mut found);
             if let Some(broken) = self.anchor.as_mut().and_then(|a| a.begin(line)) {
-                found.push(self.broken(broken, Some(place.seq)));
+                found.extend(self.broken(broken, Some(place.seq)));
             }
         }
         let signed = self.key.is_none_or(|key| examined.is_signed_by(&key));
@@ -417,15 +417,30 @@ impl Verifier {
         }
         self.advance(seq, hash);
         if let Some(broken) = self.anchor.as_mut().and_then(|anchor| anchor.line(seq, hash)) {
-            found.push(self.broken(broken, Some(seq)));
+            found.extend(self.broken(broken, Some(seq)));
         }
     }
 
-    fn broken(&mut self, broken: Broken, seq: Option<u64>) -> Finding {
-        match broken {
-            Broken::Forked(message) => self.finding(Flaw::Fork, seq, message),
-            Broken::Truncated(message) => self.finding(Flaw::Truncated, seq, message),
+    /// A checkpoint that nobody vouches for shows nothing of the log.
+    fn broken(&mut self, broken: Broken, seq: Option<u64>) -> Option<Finding> {
+        let note = self.anchor.as_ref()?.note();
+        let mut keys = self.past.iter().chain(&self.key).chain(&self.awaited);
+        if !keys.any(|key| note.is_signed_by(key)) && !self.cosigned(note) {
+            self.incomplete = true;
+            let what = "whether these are the lines of the checkpoint: neither the log's key nor a \
+                        witness signed it (UNKNOWN_KEY)";
+            self.note(what.into());
+            return None;
         }
+        let (flaw, message) = match broken {
+            Broken::Forked(message) => (Flaw::Fork, message),
+            Broken::Truncated(message) => (Flaw::Truncated, message),
+        };
+        Some(self.finding(flaw, seq, message))
+    }
+
+    fn cosigned(&self, note: &Note) -> bool {
+        self.witnesses.iter().any(|(name, key)| note.cosigned_by(name, key).is_some())
     }
 
     /// A line whose number is not new. It never moves the check on.
@@ -497,15 +512,14 @@ impl Verifier {
     pub fn end(&mut self) -> Vec<Finding> {
         let last = self.last.map(|last| last.seq);
         let broken = last.and_then(|last| self.anchor.as_mut()?.end(last));
-        broken.map(|broken| self.broken(broken, last)).into_iter().collect()
+        broken.and_then(|broken| self.broken(broken, last)).into_iter().collect()
     }
 
     /// What the anchor itself is worth, and what it leaves open.
     fn weigh(&mut self, anchor: Anchor, last: u64) {
         let note = anchor.note();
         let signed = self.past.iter().chain(&self.key).any(|key| note.is_signed_by(key));
-        let cosigned =
-            self.witnesses.iter().any(|(name, key)| note.cosigned_by(name, key).is_some());
+        let cosigned = self.cosigned(note);
         // Nothing was compared, or something was found, which counts more.
         self.incomplete |= !anchor.agrees();
         if anchor.agrees() && !signed {

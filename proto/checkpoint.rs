@@ -194,6 +194,12 @@ impl Note {
         })
     }
 
+    /// Whether it says that this key, as the log's, has signed it.
+    #[must_use]
+    pub fn names(&self, key: &PublicKey) -> bool {
+        self.of(&self.checkpoint.origin, ED25519, key).next().is_some()
+    }
+
     /// When the witness of this name and key cosigned it last, in Unix seconds; nothing where it
     /// did not.
     #[must_use]

@@ -364,7 +364,7 @@ pub enum Audit {
         /// written anew show by it
         #[arg(long, value_name = "FILE", requires = "files")]
         anchor: Option<PathBuf>,
-        /// The key of a witness that must have cosigned it, as NAME+HASH+KEY
+        /// The key of a witness that must have cosigned it, as NAME+HASH+KEY, or a file of such lines
         #[arg(long, value_name = "KEY", requires = "given")]
         witness: Vec<String>,
     },

@@ -4,7 +4,7 @@ use std::fs;
 
 use jtnt_hub_mock::Hub;
 use jtnt_proto::checkpoint::{witness_name, witness_vkey};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     site::{Site, exec},
@@ -79,6 +79,15 @@ async fn an_export_is_checked_where_there_is_no_agent() {
     let not_one = site.home.ctl(&["audit", "verify", root.to_str().unwrap()]).await.unwrap();
     assert!(not_one.exits(6).unwrap().stderr.contains("audit export"));
 
+    // What somebody adds is no part of it.
+    put(&out.join("audit-2020-01-01.log"), b"").unwrap();
+    let told = report(&site, &by, 1).await;
+    assert!(
+        told["findings"][0]["message"].as_str().unwrap().contains("does not list it"),
+        "{told}"
+    );
+    fs::remove_file(out.join("audit-2020-01-01.log")).unwrap();
+
     // What is changed on the way shows by the manifest, and what fits the manifest by the rest.
     let log = fs::read_dir(&out).unwrap().map(|file| file.unwrap().path());
     let log = log.into_iter().find(|path| path.extension().is_some_and(|e| e == "log")).unwrap();
@@ -127,4 +136,19 @@ async fn a_key_is_replaced_and_nobody_loses_the_thread() {
     let root = site.hub.root_file();
     let again = site.enrol_with(&token, &root, &["--force"]).await;
     again.exits(0).unwrap();
+    // A proof by the newest key is none against the oldest, and none that it is wrong.
+    let newest = site.audit().len() - 1;
+    let proof = site.home.agent(&["audit", "prove", &newest.to_string()]).await.unwrap();
+    let path = site.home.path().join("line.tlog-proof");
+    put(&path, proof.exits(0).unwrap().stdout.as_bytes()).unwrap();
+    let by = ["--proof", path.to_str().unwrap(), "--key", key.to_str().unwrap()];
+    let told = report(&site, &by, 5).await;
+    assert!(told["unknown"].to_string().contains("UNKNOWN_KEY"), "{told}");
+    // What was set while no agent ran is told at the next start.
+    site.home.configure(&json!({"reader_groups": ["games"]})).unwrap();
+    let agent = site.home.start().await.unwrap();
+    agent.stop().await.unwrap();
+    let lines = site.audit();
+    let told = lines.iter().rfind(|line| line["event"] == "config_changed").unwrap();
+    assert_eq!(told["details"]["changed"], json!(["reader_groups"]));
 }

@@ -48,6 +48,12 @@ async fn anew(site: &Site, kind: AuditRefusal) {
     assert!(status["advice"].to_string().contains("AUDIT_ROLLED_BACK"), "{status}");
     let told = site.audit().into_iter().find(|line| line["event"] == "degraded").unwrap();
     assert_eq!(told["details"]["what"], "AUDIT_ROLLED_BACK");
+    let out = site.home.path().join("export");
+    let args = ["audit", "export", "--out", out.to_str().unwrap()];
+    site.home.ctl(&args).await.unwrap().exits(0).unwrap();
+    assert!(out.join(format!("superseded-{old}/checkpoint.note")).exists());
+    let export = ["audit", "verify", out.to_str().unwrap()];
+    assert_eq!(site.home.asked(&export).await.unwrap()["verdict"], "OK");
     // What is there is a log of its own, and nothing of the old one is lost.
     let report = site.home.asked(&["audit", "verify"]).await.unwrap();
     assert_eq!((&report["verdict"], &report["first_seq"]), (&"OK".into(), &0.into()), "{report}");
@@ -125,8 +131,10 @@ async fn a_log_that_is_put_back_to_what_it_was_is_seen() {
     let anchor = site.home.path().join("anchor.note");
     let logs = site.hub.agents().pop().unwrap().logs.into_iter();
     let (old, log) = logs.into_iter().find(|(_, log)| log.trouble.is_some()).unwrap();
-    put(&anchor, log.note.as_bytes()).unwrap();
     let kept = audit.join(format!("superseded-{old}"));
+    let beside = fs::read_to_string(kept.join("checkpoint.note")).unwrap();
+    assert_eq!(log.note, beside, "the agent keeps what showed it");
+    put(&anchor, log.note.as_bytes()).unwrap();
     let files = fs::read_dir(kept).unwrap().map(|file| file.unwrap().path());
     let files: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "log")).collect();
     let mut args = vec!["-o", "json", "audit", "verify", "--key"];

@@ -19,6 +19,7 @@ use super::{
     degraded,
     enrolments::Enrolments,
     reload::{By, Reloader},
+    settings,
     witness::{self, Witness},
 };
 use crate::{
@@ -137,6 +138,10 @@ async fn record_start(core: &Core) {
         .detail("boot_id", sweep::boot_id().unwrap_or_default());
     if let Err(error) = core.state.audit.append(record).await {
         tracing::error!(%error, "no job starts until the audit log can be written");
+    }
+    let (config, path) = (&core.base.config, &core.base.path);
+    if let Err(error) = settings::tell(config, path, &core.state.audit).await {
+        tracing::error!(error, "what changed in the configuration is not in the audit log");
     }
     let Some(aside) = &core.state.lost else { return };
     let mut record = Record::of(Event::Degraded)

@@ -12,6 +12,7 @@ mod enrolments;
 mod host;
 mod published;
 mod reload;
+mod settings;
 mod witness;
 
 use std::{path::Path, process::ExitCode, time::Duration};

@@ -7,6 +7,7 @@ use jtnt_proto::audit::{Caller, Event, Status};
 use tokio::sync::{Mutex, watch};
 
 use super::published::Published;
+use super::settings;
 use crate::{
     admin::{Authz, Names, Reloaded},
     audit::{Audit, Record},
@@ -97,6 +98,8 @@ impl Reloader {
                 .detail("needs_restart", seen.needs_restart.clone());
             self.record(record, Status::Success, by).await?;
         }
+        // The next start has nothing more to tell of it.
+        settings::keep(&new).await?;
         take_up(&mut running, new);
         if seen.changed.iter().any(|name| name == "log_level") {
             self.log.set(running.log_level);

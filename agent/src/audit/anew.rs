@@ -12,6 +12,7 @@ use std::{
 
 use jtnt_proto::{
     audit::{Event, SealedLine, Status},
+    audit_export::ANCHOR,
     checkpoint::{MAX_BYTES, Note},
 };
 use serde_json::{Value, json};
@@ -88,6 +89,9 @@ pub(super) fn set_aside(dir: &Path) -> Result<Option<Superseded>, AuditError> {
         .to_owned();
     let folder = dir.join(format!("{PREFIX}{log_id}"));
     let moved = move_all(dir, &folder, &log_id).map_err(|e| fault(&folder, &e))?;
+    // What shows that it is not the whole log, beside it.
+    durable::replace(&folder.join(ANCHOR), note.as_bytes(), FILE_MODE)
+        .map_err(|e| fault(&folder, &e))?;
     Ok(Some(Superseded { end: end(&folder, &log_id), log_id, note }).filter(|_| moved))
 }
 
@@ -278,6 +282,7 @@ mod tests {
         fs::remove_dir_all(fixture.dir().join(format!("superseded-{}", seen.log_id))).unwrap();
         audit.clean().await.unwrap();
         assert!(audit.head().superseded.is_empty());
+        assert_eq!(events(&fixture.today()).last().unwrap(), "degraded", "that it is explained");
     }
 
     #[tokio::test]

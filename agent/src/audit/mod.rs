@@ -315,9 +315,16 @@ impl Audit {
     /// # Errors
     /// When they cannot be read.
     pub fn anchors(&self, agent_id: &str) -> io::Result<Vec<(String, String)>> {
-        let log_id = self.head().log_id;
-        let origin = jtnt_proto::checkpoint::origin(agent_id, &log_id);
-        checkpoints::Checkpoints::of(&self.inner.dir, &log_id, origin).all()
+        self.anchors_of(agent_id, &self.head().log_id)
+    }
+
+    /// The same of a log of this id.
+    ///
+    /// # Errors
+    /// As [`Self::anchors`].
+    pub fn anchors_of(&self, agent_id: &str, log_id: &str) -> io::Result<Vec<(String, String)>> {
+        let origin = jtnt_proto::checkpoint::origin(agent_id, log_id);
+        checkpoints::Checkpoints::of(&self.inner.dir, log_id, origin).all()
     }
 
     /// Where its files are, for [`query`].

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use jtnt_proto::audit::Event;
+use jtnt_proto::audit::{Event, Status};
 use serde_json::{Value, json};
 
 use super::{
@@ -24,12 +24,28 @@ impl Log {
         self.settle(outcome)
     }
 
+    /// Somebody has looked at a log that was put back, and moved it away.
+    fn settle_superseded(&mut self) -> Result<(), AuditError> {
+        let dir = &self.config.dir;
+        let kept = anew::kept(dir).map_err(|e| fault(dir, &e))?;
+        let gone: Vec<_> =
+            self.last.superseded.iter().filter(|id| !kept.contains(id)).cloned().collect();
+        for log_id in gone {
+            let mut record = Record::of(Event::Degraded).detail("what", "AUDIT_ROLLED_BACK");
+            (record.status, record.object) = (Some(Status::Success), Some(log_id));
+            self.turn_day()?;
+            self.write(record)?;
+            self.sync()?;
+        }
+        self.last.superseded = kept;
+        Ok(())
+    }
+
     fn try_clean(&mut self) -> Result<Cleaned, AuditError> {
         if self.open.is_none() {
             self.recover()?;
         }
-        self.last.superseded =
-            anew::kept(&self.config.dir).map_err(|e| fault(&self.config.dir, &e))?;
+        self.settle_superseded()?;
         let retention = self.config.retention;
         let keep = self.today().saturating_sub(retention.days());
         let sure = retention.sure(self.last.witnessed, self.last.held);

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufRead as _, BufReader, Read as _, Seek as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use jtnt_proto::audit::MAX_LINE_BYTES;
@@ -101,6 +101,23 @@ pub fn snapshot(dir: &Path, failed: bool) -> io::Result<Vec<(DayFile, u64)>> {
         let bytes = if failed { length(&day.path) } else { whole(&day.path) }?;
         all.push((day, bytes));
     }
+    Ok(all)
+}
+
+/// The plain files of a folder that nobody writes to: name, place and length.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn contents(dir: &Path) -> io::Result<Vec<(String, PathBuf, u64)>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let (name, facts) = (entry.file_name(), entry.metadata()?);
+        if let Some(name) = name.to_str().filter(|_| facts.is_file()) {
+            all.push((name.to_owned(), entry.path(), facts.len()));
+        }
+    }
+    all.sort();
     Ok(all)
 }
 

@@ -73,7 +73,7 @@ impl Log {
         let mut record = Record::of(Event::KeyRotated)
             .detail("public_key", public.to_string())
             .detail("acceptance", to_base64(&next.sign(&message)));
-        (record.status, record.origin) = (Some(Status::Success), Some("local"));
+        (record.status, record.origin) = (Some(Status::Success), Some("agent"));
         self.write(record)?;
         self.sync()?;
         self.last.urgent = seq + 1;

@@ -35,6 +35,21 @@ pub fn difference(old: &Config, new: &Config) -> Difference {
     out
 }
 
+/// The configuration as it is remembered, for [`changed_since`].
+#[must_use]
+pub fn remembered(config: &Config) -> Vec<u8> {
+    serde_json::to_vec(&shown(config)).unwrap_or_default()
+}
+
+/// Names of settings that are not as they were remembered; nothing where that cannot be read.
+#[must_use]
+pub fn changed_since(remembered: &[u8], config: &Config) -> Option<Vec<String>> {
+    let old: Map<String, Value> = serde_json::from_slice(remembered).ok()?;
+    let new = shown(config);
+    let differs = settings::all().iter().filter(|s| old.get(s.name) != new.get(s.name));
+    Some(differs.map(|setting| setting.name.to_owned()).collect())
+}
+
 /// Makes `running` what it can become without a restart.
 pub fn take_up(running: &mut Config, new: Config) {
     running.hub_url = new.hub_url;
@@ -127,6 +142,16 @@ mod tests {
         labels: &BTreeMap<String, String>,
     ) -> Result<Vec<u8>, ConfigError> {
         super::merged(path, Entry { hub_url, key_store: None, labels })
+    }
+
+    #[test]
+    fn what_was_changed_while_nothing_ran_is_found() {
+        let old = defaults();
+        let new = Config { operator_groups: vec!["games".to_owned()], ..old.clone() };
+        let seen = remembered(&old);
+        assert_eq!(changed_since(&seen, &old), Some(Vec::new()));
+        assert_eq!(changed_since(&seen, &new), Some(vec!["operator_groups".to_owned()]));
+        assert_eq!(changed_since(b"garbage", &new), None);
     }
 
     #[test]

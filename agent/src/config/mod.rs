@@ -21,7 +21,7 @@ use std::{
 use jtnt_proto::policy::RequireEnforcement;
 use serde::Serialize;
 
-pub use change::{Difference, Entry, difference, merged, take_up};
+pub use change::{Difference, Entry, changed_since, difference, merged, remembered, take_up};
 pub use env::Environment;
 pub use file::{ConfigError, Fault, load, load_as_client, load_or_default};
 pub use paths::Paths;

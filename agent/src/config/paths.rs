@@ -24,6 +24,12 @@ impl Paths {
         self.data_dir.join("audit")
     }
 
+    /// The configuration as the audit log was last told of it.
+    #[must_use]
+    pub fn config_told(&self) -> PathBuf {
+        self.data_dir.join("config.told.json")
+    }
+
     /// The policy in force.
     #[must_use]
     pub fn policy(&self) -> PathBuf {

@@ -99,10 +99,12 @@ pub async fn to_local(
 ) {
     let mark = deps.audit.dir().join(format!("forwarded-{}.json", to.word()));
     let sink = Sink { to, socket: to.socket().into(), mark, clock, zone };
+    deps.metrics.show_forwarded(to.word(), false, None);
     let all = async {
         let mut told = None;
         loop {
             let Err(fault) = sink.run(&deps).await else { continue };
+            deps.metrics.show_forwarded(to.word(), false, None);
             let why = Some(fault.to_string());
             if why != told {
                 let to = to.word();
@@ -167,8 +169,7 @@ impl Sink {
                 next += 1;
             }
             self.keep(&log_id, next).await?;
-            let forwarded = &deps.metrics.audit_forwarded;
-            forwarded.with_label_values(&[self.to.word()]).set(next as f64);
+            deps.metrics.show_forwarded(self.to.word(), true, Some(next));
             sleep(GATHER).await;
         }
     }

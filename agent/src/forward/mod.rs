@@ -24,6 +24,8 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
+/// The hub's name in configuration and metric.
+const HUB: &str = "hub";
 /// Lines of the last moment go together.
 const GATHER: Duration = Duration::from_secs(1);
 /// After an answer that another try will not change.
@@ -51,6 +53,7 @@ enum Fault {
 
 /// Forwards to whatever hub the link gives, until the stop.
 pub async fn to_hub(deps: Deps, mut link: Link, stop: CancellationToken) {
+    deps.metrics.show_forwarded(HUB, false, None);
     let all = async {
         let (mut retry, mut told) = (Retry::default(), None);
         loop {
@@ -73,6 +76,7 @@ pub async fn to_hub(deps: Deps, mut link: Link, stop: CancellationToken) {
                 sleep(GATHER).await;
                 continue;
             };
+            deps.metrics.show_forwarded(HUB, false, None);
             let why = Some(fault.to_string());
             if why != told {
                 tracing::warn!(%fault, "audit lines are not forwarded to the hub; it is tried again");
@@ -107,6 +111,7 @@ async fn ship(deps: &Deps, hub: &HubClient, retry: &mut Retry) -> Result<(), Fau
     let log_id = head.borrow_and_update().log_id.clone();
     let mut next = hub.audit_lines(&log_id, 0, Bytes::new()).await?.next;
     deps.audit.held(log_id.clone(), next).await;
+    deps.metrics.show_forwarded(HUB, true, Some(next));
     let (first, mut follow) = follow(deps.audit.dir().to_owned(), next).await?;
     if first > next && next > 0 {
         return Err(Fault::Log(format!(
@@ -134,7 +139,7 @@ async fn ship(deps: &Deps, hub: &HubClient, retry: &mut Retry) -> Result<(), Fau
         }
         retry.succeeded();
         deps.audit.held(log_id.clone(), next).await;
-        deps.metrics.audit_forwarded.with_label_values(&["hub"]).set(next as f64);
+        deps.metrics.show_forwarded(HUB, true, Some(next));
         sleep(GATHER).await;
     }
 }

@@ -173,6 +173,7 @@ pub(super) fn open_or_create(
     let at = |e: io::Error| format!("{}: {e}", path.display());
     if !path.exists() {
         not_lost(paths)?;
+        forget(&paths.audit_keys()).map_err(at)?;
         create(&path, entropy.as_ref()).map_err(at)?;
     }
     let key = read(paths, Some(Arc::clone(entropy)))?;
@@ -180,6 +181,15 @@ pub(super) fn open_or_create(
     publish(&paths.audit_pub(), &key.keys())
         .map_err(|e| format!("{}: {e}", paths.audit_pub().display()))?;
     Ok(Arc::new(key))
+}
+
+/// Keys of another agent, which this one was before it lost them.
+fn forget(path: &Path) -> io::Result<()> {
+    match fs::rename(path, path.with_extension("keys.lost")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => durable::sync_parent(path),
+    }
 }
 
 /// A key that is gone while its log is there is not made again: the agent would be another one, behind
@@ -332,6 +342,14 @@ mod tests {
             fs::remove_file(paths.audit_pub()).unwrap();
             open_or_create(&paths, &seeded(2)).unwrap()
         };
+        signer.propose().unwrap();
+        signer.adopt().unwrap();
+        // Lost again, after it had been replaced.
+        fs::remove_file(paths.audit_key()).unwrap();
+        fs::remove_file(paths.audit_pub()).unwrap();
+        let signer = open_or_create(&paths, &seeded(3)).unwrap();
+        assert_eq!(signer.keys().len(), 1);
+        assert!(paths.audit_keys().with_extension("keys.lost").exists());
         signer.propose().unwrap();
         signer.adopt().unwrap();
         let other = encode(&[9; 32]);

@@ -93,6 +93,8 @@ pub struct Metrics {
     pub audit_witnessed: Gauge,
     /// Lines that were forwarded, by where.
     pub audit_forwarded: GaugeVec,
+    /// 1 while lines reach those that they are forwarded to.
+    pub audit_forward_up: GaugeVec,
     /// Logs that were put back to an earlier state and are kept aside.
     pub audit_superseded: Gauge,
     /// 1 while the audit log can be written.
@@ -251,6 +253,13 @@ impl Metrics {
                 "to",
                 &[],
             )?,
+            audit_forward_up: gauge_vec(
+                &r,
+                "audit_forward_up",
+                "1 while lines of the audit log reach those that they are forwarded to.",
+                "to",
+                &[],
+            )?,
             audit_superseded: gauge(
                 &r,
                 "audit_superseded_logs",
@@ -326,6 +335,15 @@ impl Metrics {
         };
         for l in ENFORCEMENT_LEVELS {
             self.enforcement.with_label_values(&[l]).set(f64::from(l == word));
+        }
+    }
+
+    /// Shows whether audit lines reach this collector, and how many have, where that is news.
+    pub fn show_forwarded(&self, to: &str, up: bool, lines: Option<u64>) {
+        self.audit_forward_up.with_label_values(&[to]).set(f64::from(u8::from(up)));
+        let forwarded = self.audit_forwarded.with_label_values(&[to]);
+        if let Some(lines) = lines {
+            forwarded.set(lines as f64);
         }
     }
 

@@ -29,7 +29,7 @@ pub(super) async fn run(session: &mut Session<'_>, command: Audit) -> Outcome {
         }
         Audit::Tail { lines } => tail(session, lines).await,
         Audit::Verify { files, proof, key, anchor, witness } => {
-            let by = verify::By { key, anchor, witness, from_export: false };
+            let by = verify::By { key, anchor, witness, from_export: Vec::new() };
             match proof {
                 Some(proof) => evidence::check(session, &proof, &by),
                 None => verify::run(session, files, by).await,

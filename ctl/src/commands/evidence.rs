@@ -1,7 +1,7 @@
 //! `audit prove`, `audit export`, and reading both back where there is no agent.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -165,6 +165,7 @@ pub(super) fn opened(dir: &Path, by: By) -> Result<(Vec<PathBuf>, By, Vec<Findin
     for file in &manifest.files {
         found.extend(compare(dir, file)?);
     }
+    found.extend(unlisted(dir, &manifest)?);
     let there = |name: &str| {
         let listed = manifest.files.iter().any(|file| file.name == name);
         Some(dir.join(name)).filter(|path| listed && path.exists())
@@ -175,13 +176,38 @@ pub(super) fn opened(dir: &Path, by: By) -> Result<(Vec<PathBuf>, By, Vec<Findin
     let from_export = by.key.is_none();
     let key = by.key.or_else(|| there(KEY));
     let mut witness = by.witness;
+    let witness_from_export = witness.is_empty();
     if witness.is_empty()
         && let Some(path) = there(WITNESSES)
     {
         let text = String::from_utf8_lossy(&read(&path, MAX_WITNESSES_BYTES)?).into_owned();
         witness.extend(text.lines().map(str::to_owned));
     }
+    let from_export = [
+        from_export.then_some("whose log this is: the key came with it; give --key to know"),
+        witness_from_export.then_some(
+            "who has seen the checkpoint: the witness's key came with it; give --witness",
+        ),
+    ];
+    let from_export = from_export.into_iter().flatten().collect();
     Ok((logs, By { key, anchor, witness, from_export }, found))
+}
+
+/// Logs that somebody has put beside those of the export.
+fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<Finding>, Failure> {
+    let fault = |error| Failure::file("read", dir, &error);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(fault)? {
+        let name = entry.map_err(fault)?.file_name().to_string_lossy().into_owned();
+        let listed = name == MANIFEST || manifest.files.iter().any(|file| file.name == name);
+        let folder = manifest.files.iter().any(|f| f.name.split('/').next() == Some(&name));
+        if !listed && !folder {
+            let file = dir.join(&name).display().to_string();
+            let message = "the manifest does not list it: it is no part of the export".to_owned();
+            found.push(Finding { verdict: Flaw::Malformed, file, line: 0, seq: None, message });
+        }
+    }
+    Ok(found)
 }
 
 /// What is the matter with a file, by the manifest.

@@ -41,8 +41,8 @@ pub(super) struct By {
     pub(super) key: Option<PathBuf>,
     pub(super) anchor: Option<PathBuf>,
     pub(super) witness: Vec<String>,
-    /// The key comes with the log, so it cannot tell whose the log is.
-    pub(super) from_export: bool,
+    /// What keys that come with the log cannot tell.
+    pub(super) from_export: Vec<&'static str>,
 }
 
 impl By {
@@ -62,13 +62,29 @@ impl By {
         self.key.as_deref().map_or_else(|| Ok(Vec::new()), read_keys)
     }
 
-    /// Those who may have seen the log.
+    /// Those who may have seen the log, each by its key or by a file of such.
     pub(super) fn witnesses(&self) -> Result<Vec<(String, PublicKey)>, Failure> {
-        let witnesses = self.witness.iter().map(|key| parse_witness(key)).collect::<Option<_>>();
-        witnesses.ok_or_else(|| {
-            Failure::new(Exit::Usage, "use --witness", "it is no key of a witness")
-                .advise("NAME+HASH+KEY, as `jtnt-hub-mock witness` prints it")
-        })
+        let mut witnesses = Vec::new();
+        for given in &self.witness {
+            if let Some(witness) = parse_witness(given) {
+                witnesses.push(witness);
+                continue;
+            }
+            let wrong = || {
+                Failure::new(Exit::Usage, "use --witness", "it is no key of a witness").advise(
+                    "NAME+HASH+KEY, as `jtnt-hub-mock witness` prints it, or a file of such lines",
+                )
+            };
+            let path = Path::new(given);
+            if !path.is_file() {
+                return Err(wrong());
+            }
+            let text = String::from_utf8_lossy(&read(path, MAX_NOTE_BYTES)?).into_owned();
+            for line in text.lines() {
+                witnesses.push(parse_witness(line).ok_or_else(wrong)?);
+            }
+        }
+        Ok(witnesses)
     }
 }
 
@@ -115,7 +131,14 @@ async fn daemon(session: &Session<'_>, files: &[PathBuf]) -> Result<Report, Fail
     })?;
     let mut client = pb::audit_service_client::AuditServiceClient::new(channel);
     let files = files.iter().map(|file| file.to_string_lossy().into_owned()).collect();
-    let mut stream = session.call(WHAT, client.verify_log(pb::VerifyLogRequest { files })).await?;
+    let answer = session.call(WHAT, client.verify_log(pb::VerifyLogRequest { files })).await;
+    let mut stream = answer.map_err(|mut failure| {
+        // A file that is not there is no verdict.
+        if failure.reason.as_deref() == Some("UNKNOWN_FILE") {
+            failure.exit = Exit::Io;
+        }
+        failure
+    })?;
     let mut bar = Bar::new(session, 0);
     let mut report = Report::default();
     while let Some(answer) = session.next(WHAT, &mut stream).await? {
@@ -161,10 +184,7 @@ fn here(session: &Session<'_>, files: Vec<PathBuf>, by: &By) -> Result<Report, F
     }
     verifier.end().into_iter().for_each(|finding| report.add(finding.into()));
     let mut summary = verifier.finish();
-    if by.from_export {
-        let why = "whose log this is: the key came with it; give --key to know";
-        summary.unknown.push(why.to_owned());
-    }
+    summary.unknown.extend(by.from_export.iter().map(|what| (*what).to_owned()));
     report.conclude_here(summary);
     Ok(report)
 }

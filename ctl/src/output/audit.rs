@@ -18,6 +18,20 @@ pub(crate) fn headings() -> String {
     format!("{:>7}  {:<20}  {:<16}  {:<9}  ABOUT\n", "SEQ", "TIME", "EVENT", "STATUS")
 }
 
+/// Without these a line says only that something was done or refused.
+const DETAILS: [&str; 10] = [
+    "phase",
+    "action",
+    "reason",
+    "rule",
+    "what",
+    "changed",
+    "public_key",
+    "serial",
+    "before",
+    "rolled_back",
+];
+
 /// A line for people; bytes that are none are shown as they are, made harmless.
 pub(crate) fn line(raw: &[u8], color: bool) -> String {
     let Ok(line) = serde_json::from_slice::<Line>(raw) else {
@@ -30,13 +44,11 @@ pub(crate) fn line(raw: &[u8], color: bool) -> String {
     };
     let status = word(&format!("{:<9}", line.status.as_deref().unwrap_or("-")), tone, color);
     let who = line.caller.as_ref().and_then(|c| c.name.clone().or(c.uid.map(|u| u.to_string())));
-    // What was refused or done is in the details: without it a line says only that something was.
     let detail = |name: &str| {
         let value = line.details.get(name)?;
         Some(format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
     };
-    let details =
-        ["action", "reason", "rule", "what", "serial", "before", "rolled_back"].map(detail);
+    let details = DETAILS.map(detail);
     let about = [
         line.user.map(|user| format!("user={user}")),
         who.map(|who| format!("caller={who}")),

@@ -31,7 +31,12 @@ pub(super) async fn agents(desk: &Desk<'_>) -> Result<Verdict, HubError> {
             let told =
                 |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
             let newest = a.logs.values().max_by_key(|log| log.at);
-            let log = newest.map_or_else(|| "-".to_owned(), lines);
+            let trouble = a.logs.values().find_map(|log| log.trouble.as_ref());
+            let log = match (newest, trouble) {
+                (Some(log), Some(trouble)) => format!("{} {}", log.size, trouble.kind.name()),
+                (Some(log), None) => log.size.to_string(),
+                (None, _) => "-".to_owned(),
+            };
             let ca = a.authority().map(u64::from);
             vec![
                 a.agent_id.clone(),
@@ -52,12 +57,6 @@ pub(super) async fn agents(desk: &Desk<'_>) -> Result<Verdict, HubError> {
     })
 }
 
-/// How long a log is, or what is wrong with it.
-fn lines(log: &SeenLog) -> String {
-    let trouble = log.trouble.as_ref().map(|trouble| trouble.kind.name().to_owned());
-    trouble.unwrap_or_else(|| log.size.to_string())
-}
-
 pub(super) async fn logs(desk: &Desk<'_>, agent: &str, anchor: bool) -> Result<Verdict, HubError> {
     let agents: Vec<AgentView> = desk.client.get("/control/v1/agents").await?;
     let found = agents.into_iter().find(|a| a.agent_id == agent);
@@ -73,7 +72,7 @@ pub(super) async fn logs(desk: &Desk<'_>, agent: &str, anchor: bool) -> Result<V
             let trouble = log
                 .trouble
                 .as_ref()
-                .map_or_else(String::new, |t| format!("{} at {:.0}", lines(log), t.at));
+                .map_or_else(String::new, |t| format!("{} at {:.0}", t.kind.name(), t.at));
             vec![id.clone(), log.size.to_string(), format!("{:.0}", log.at), trouble]
         };
         let rows: Vec<_> = logs.iter().map(row).collect();

@@ -122,12 +122,14 @@ impl AuditService for Audit {
     ) -> Answer<Self::VerifyLogStream> {
         let (names, dir) = (request.into_inner().files, self.0.audit_dir.clone());
         let data_dir = self.0.overview.sources().data_dir.clone();
-        let torn = self.0.overview.sources().audit.head().error.is_some();
+        let head = self.0.overview.sources().audit.head();
+        let torn = head.error.is_some();
         let anchor = self.anchor(names.is_empty());
         let check = blocking(move || {
             // Before the files are looked at, or it might cover lines that come after that.
             let verifier = anchor();
-            Check::of(&dir, &names, &Paths { data_dir }, torn).map(|check| check.by(verifier))
+            let check = Check::of(&dir, &names, &Paths { data_dir }, torn)?;
+            Ok::<_, Status>(Check { superseded: head.superseded, ..check.by(verifier) })
         });
         let check = check.await??;
         Ok(Response::new(Box::pin(stream::try_unfold(check, |mut check| async {
@@ -247,6 +249,8 @@ struct Check {
     total: u64,
     told: Instant,
     ready: VecDeque<Event>,
+    /// Logs that are kept aside, by their ids.
+    superseded: Vec<String>,
     over: bool,
 }
 
@@ -282,6 +286,7 @@ impl Check {
             total,
             told: Instant::now(),
             ready: VecDeque::new(),
+            superseded: Vec::new(),
             over: false,
         })
     }
@@ -324,7 +329,13 @@ impl Check {
     fn conclude(&mut self) {
         let mut verifier = std::mem::replace(&mut self.verifier, Verifier::new(None));
         self.ready.extend(verifier.end().into_iter().map(finding));
-        let summary = verifier.finish();
+        let mut summary = verifier.finish();
+        let aside = |id: &String| {
+            format!(
+                "why the log {id} was put back: it is kept in superseded-{id}, and no part of this"
+            )
+        };
+        summary.unknown.extend(self.superseded.iter().map(aside));
         self.ready.push_back(Event::Summary(pb::VerifySummary {
             verdict: summary.verdict.name().to_owned(),
             lines: summary.lines,

@@ -93,6 +93,15 @@ impl Export {
         for (day, bytes) in reader::snapshot(&deps.audit_dir, failed)? {
             parts.push_back(Part::Log(day.name(), day.path, bytes));
         }
+        for log_id in s.audit.head().superseded {
+            let folder = format!("superseded-{log_id}");
+            for (name, note) in s.audit.anchors_of(&s.agent_id, &log_id)? {
+                parts.push_back(Part::Text(format!("{folder}/{name}"), note.into_bytes()));
+            }
+            for (name, path, bytes) in reader::contents(&deps.audit_dir.join(&folder))? {
+                parts.push_back(Part::Log(format!("{folder}/{name}"), path, bytes));
+            }
+        }
         let (agent_id, log_id) = (s.agent_id.clone(), s.audit.head().log_id);
         let manifest = Some(Manifest::new(agent_id, log_id, s.clock.now()));
         Ok(Self { parts, open: None, manifest })
