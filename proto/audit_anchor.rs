@@ -41,6 +41,11 @@ impl Anchor {
         &self.note
     }
 
+    /// Lines that the checkpoint covers.
+    pub(crate) const fn size(&self) -> u64 {
+        self.note.checkpoint.size
+    }
+
     const fn checkpoint(&self) -> &Checkpoint {
         &self.note.checkpoint
     }

@@ -211,6 +211,22 @@ fn attacks_on_days(log: &Log) -> Vec<Attack> {
         log.clear();
         write(log, &mut Frontier::default(), ZERO, LINES, "other");
     });
+    add("all that was seen is pruned by a forged record, with the key", true, &|log| {
+        let (mut frontier, mut prev) = (Frontier::default(), ZERO);
+        let seen = usize::try_from(LINES - NEWER).unwrap();
+        for raw in log.iter().flatten().take(seen) {
+            prev = leaf_hash(raw);
+            frontier.push(prev, |_| {});
+        }
+        let size = frontier.size();
+        let peaks: Vec<_> = frontier.peaks().iter().map(|p| to_base64(&p.0)).collect();
+        let details = |value: serde_json::Value| value.as_object().unwrap().clone();
+        let opens = details(json!({"log_id": "log1", "frontier": peaks}));
+        let opens = line(size, prev, "day_open", opens);
+        let files = details(json!({"files": [{"first_seq": 0, "last_seq": size - 1}]}));
+        let prunes = line(size + 1, leaf_hash(&opens), "prune", files);
+        *log = vec![vec![opens, prunes]];
+    });
     all
 }
 

@@ -158,6 +158,8 @@ struct Last {
 /// Reads a log from its first line to its last. Give the files oldest first.
 pub struct Verifier {
     key: Option<PublicKey>,
+    /// Keys that need no rotation to lead from them.
+    trusted: Vec<PublicKey>,
     /// Keys that gave way to others.
     past: Vec<PublicKey>,
     /// The caller's key, while the log has only shown an older one.
@@ -195,6 +197,7 @@ impl Verifier {
     pub fn new(key: Option<PublicKey>) -> Self {
         Self {
             key,
+            trusted: Vec::new(),
             past: Vec::new(),
             awaited: None,
             file: String::new(),
@@ -219,6 +222,12 @@ impl Verifier {
                 unknown: Vec::new(),
             },
         }
+    }
+
+    /// Takes a log for whole that begins under one of these keys, which its owner has had before.
+    #[must_use]
+    pub fn trusting(self, trusted: Vec<PublicKey>) -> Self {
+        Self { trusted, ..self }
     }
 
     /// Compares with a checkpoint that somebody else has kept. Where witnesses are named, with their
@@ -358,7 +367,7 @@ impl Verifier {
             }
             (Some(given), Some(own)) if given != own => {
                 // The given key may be a later one; a rotation has to lead to it.
-                self.awaited = Some(given);
+                self.awaited = Some(given).filter(|_| !self.trusted.contains(&own));
                 self.key = Some(own);
             }
             (Some(_), _) => {}
@@ -483,8 +492,10 @@ impl Verifier {
             self.pruned_at = Some(line.seq);
             let files = line.details.get("files").and_then(|files| files.as_array());
             let last = |file: &serde_json::Value| file.get("last_seq")?.as_u64();
-            self.pruned_to =
-                files.into_iter().flatten().filter_map(last).chain(self.pruned_to).max();
+            // A record that nobody has seen yet would excuse whatever its writer took away.
+            let seen = self.anchor.as_ref().is_none_or(|anchor| line.seq < anchor.size());
+            let told = files.into_iter().flatten().filter_map(last).filter(|_| seen);
+            self.pruned_to = told.chain(self.pruned_to).max();
         } else if is(line, Event::KeyRotated) && self.key.is_some() {
             let new = accepted(line);
             if new.is_none() {
@@ -530,8 +541,13 @@ impl Verifier {
         if first > 0 && self.pruned_to.is_none_or(|to| to.saturating_add(1) < first) {
             self.incomplete = true;
             self.note(format!(
-                "where the lines before seq {first} are: no record says they were pruned"
+                "where the lines before seq {first} are: no record that the checkpoint covers says \
+                 they were pruned"
             ));
+        }
+        if first >= anchor.size() {
+            self.incomplete = true;
+            self.note("any line that the checkpoint covers: none of them is here".into());
         }
         if self.witnesses.is_empty() {
             self.note("who kept the checkpoint: no --witness was given to check that by".into());

@@ -170,6 +170,8 @@ pub enum AuditRefusal {
     Shrunk,
     /// The lines that were seen are not its beginning.
     Forked,
+    /// Another log took its place, and nothing shows why. For hubs' lists; no answer says so.
+    Replaced,
 }
 
 impl AuditRefusal {
@@ -180,6 +182,7 @@ impl AuditRefusal {
             Self::BadCheckpoint => "BAD_CHECKPOINT",
             Self::Shrunk => "SHRUNK",
             Self::Forked => "FORKED",
+            Self::Replaced => "REPLACED",
         }
     }
 
@@ -190,6 +193,7 @@ impl AuditRefusal {
             Self::BadCheckpoint => "it does not take the checkpoint for this agent's",
             Self::Shrunk => "it has seen more lines than there are",
             Self::Forked => "it has seen other lines than there are",
+            Self::Replaced => "another log took its place",
         }
     }
 }

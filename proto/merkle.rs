@@ -52,10 +52,12 @@ pub struct Frontier {
 }
 
 impl Frontier {
-    /// A tree of `size` lines with these peaks; nothing where their number does not fit.
+    /// A tree of `size` lines with these peaks; nothing where their number does not fit, or no log
+    /// could have so many.
     #[must_use]
     pub fn of(size: u64, peaks: Vec<Hash>) -> Option<Self> {
-        let fits = u32::try_from(peaks.len()).is_ok_and(|n| n == size.count_ones());
+        let fits =
+            size >> 62 == 0 && u32::try_from(peaks.len()).is_ok_and(|n| n == size.count_ones());
         fits.then_some(Self { size, peaks })
     }
 

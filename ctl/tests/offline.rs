@@ -319,3 +319,59 @@ fn bash_completes_every_word_of_a_program_whose_name_has_a_dash_too() {
         }
     }
 }
+
+/// An export of this log, without a checkpoint.
+fn export(dir: &Path, logs: &[&str]) -> String {
+    let out = dir.join("out");
+    fs::create_dir(&out).unwrap();
+    let mut listed = Vec::new();
+    for path in logs {
+        let (name, bytes) = (path.rsplit('/').next().unwrap(), fs::read(path).unwrap());
+        write(out.join(name), &bytes);
+        let sha256 = jtnt_proto::bytes::Hash::of(&bytes).to_string();
+        listed.push(serde_json::json!({"name": name, "bytes": bytes.len(), "sha256": sha256}));
+    }
+    let manifest = serde_json::json!({
+        "type": "jtnt-audit-export/v1", "agent_id": "agent-1", "log_id": "l",
+        "created_at": "2026-01-02T03:04:05Z", "files": listed,
+    });
+    write(out.join("manifest.json"), manifest.to_string().as_bytes());
+    out.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_export_of_nothing_says_nothing_of_any_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (exit, text) = type_in(&["audit", "verify", &export(dir.path(), &[])]);
+    assert_eq!(exit, Exit::Incomplete, "{text}");
+    assert!(text.contains("it holds no log"), "{text}");
+}
+
+#[test]
+fn a_witness_that_has_nothing_to_look_at_leaves_it_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, two, key] = log(dir.path());
+    let out = export(dir.path(), &[&one, &two]);
+    let public = PublicKey::of(&SigningKey::from_bytes(&[8; 32]));
+    let witness = jtnt_proto::checkpoint::witness_vkey("jtnt-hub/r", &public);
+    let (exit, text) = type_in(&["audit", "verify", &out, "--key", &key]);
+    assert_eq!(exit, Exit::Done, "{text}");
+    let by = ["audit", "verify", &out, "--key", &key, "--witness", &witness];
+    let (exit, text) = type_in(&by);
+    assert_eq!(exit, Exit::Incomplete, "{text}");
+    assert!(text.contains("there is no checkpoint here"), "{text}");
+}
+
+#[test]
+fn what_never_ends_is_no_file_of_an_export() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, two, key] = log(dir.path());
+    let out = export(dir.path(), &[&one, &two]);
+    for name in ["audit-2026-01-02.log", "manifest.json"] {
+        let path = Path::new(&out).join(name);
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let (exit, text) = type_in(&["audit", "verify", &out, "--key", &key]);
+        assert!(exit == Exit::Io && text.contains("no plain file"), "{text}");
+    }
+}

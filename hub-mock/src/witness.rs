@@ -2,12 +2,12 @@
 //! cosigns what it has seen grow, and remembers that before it answers. Lines that are not a
 //! continuation of those get no cosignature, and the log is listed as one that shrank or forked.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use jiff::Timestamp;
 use jtnt_proto::{
-    audit_keys::rotated,
+    audit_keys::{MAX_ROTATIONS, rotated},
     bytes::Hash,
     checkpoint::{self, Checkpoint, Note},
     envelope::Envelope,
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::{clock, error::HubError, hub::Core, operator, state::Event};
 
 /// Logs that are remembered of one agent; a new one comes with a restored disk.
-pub(crate) const MAX_LOGS: usize = 16;
+pub(crate) const MAX_LOGS: usize = 256;
 
 /// What the hub has seen of a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +87,12 @@ fn judge(seen: Option<&SeenLog>, head: &AuditHead, shown: &Checkpoint) -> Judgem
     }
 }
 
+/// Logs that end without a word when another begins: one that was put back is in trouble already.
+fn unexplained(logs: &BTreeMap<String, SeenLog>) -> Vec<String> {
+    let newest = logs.iter().max_by_key(|(_, log)| log.at);
+    newest.filter(|(_, log)| log.trouble.is_none()).map(|(id, _)| id.clone()).into_iter().collect()
+}
+
 /// The hub's own key, and the name that goes with it.
 #[derive(Debug)]
 pub(crate) struct Witness {
@@ -128,7 +134,9 @@ impl Core {
         for line in lines.iter().take(MAX_KEY_ROTATIONS) {
             let seq = {
                 let mut inner = self.lock();
-                let known = inner.state.agents.get(agent_id).map(|agent| agent.audit_key);
+                let agent = inner.state.agents.get(agent_id);
+                let agent = agent.filter(|agent| agent.past_keys.len() < MAX_ROTATIONS);
+                let known = agent.map(|agent| agent.audit_key);
                 let key = known.and_then(|known| rotated(&known, agent_id, line.as_bytes()));
                 let Some(key) = key else { continue };
                 let agent_id = agent_id.to_owned();
@@ -153,15 +161,32 @@ impl Core {
             if !known && agent.logs.len() >= MAX_LOGS {
                 return Ok(bad);
             }
-            if !named || shown.size != head.size || !note.is_signed_by(&agent.audit_key) {
+            let current = note.is_signed_by(&agent.audit_key);
+            // A machine that was put back to before its key was replaced.
+            let past = agent.past_keys.iter().any(|key| note.is_signed_by(key));
+            if !named || shown.size != head.size || !(current || past) {
                 return Ok(bad);
             }
             let seen = agent.logs.get(&head.log_id);
-            let judgement = judge(seen, head, shown);
+            let judgement = if current {
+                judge(seen, head, shown)
+            } else {
+                Judgement::Refuse(AuditRefusal::Shrunk)
+            };
+            let replaced: Vec<_> = match seen {
+                Some(_) => Vec::new(),
+                None => unexplained(&agent.logs),
+            };
             let before = seen.map(|seen| seen.note.clone());
             let trouble = seen.and_then(|seen| seen.trouble.clone());
             let (agent_id, log_id) = (agent_id.to_owned(), head.log_id.clone());
             let (note, at) = (text.clone(), clock::now());
+            for log_id in replaced {
+                let kind = AuditRefusal::Replaced;
+                let trouble = Trouble { kind, note: note.clone(), at };
+                let agent_id = agent_id.clone();
+                self.record(&mut inner, Event::LogInTrouble { agent_id, log_id, trouble });
+            }
             match judgement {
                 Judgement::Behind(has) => return Ok(Word { has: Some(has), ..Word::default() }),
                 Judgement::Cosign => {

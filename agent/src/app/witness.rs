@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{Audit, AuditError, Offer, rotations};
+use crate::audit::{Audit, AuditError, Head, Offer, rotations};
 
 /// Answers that are not worked on yet; an older one is no loss.
 const QUEUE: usize = 1;
@@ -172,11 +172,12 @@ fn cosigned(root: &Root, note: &str, line: &str) -> Option<String> {
 /// Has the hub see at once what it should, but not more often than it can bear.
 pub(super) async fn hurry(audit: Audit, urgent: Arc<Notify>, stop: CancellationToken) {
     let mut head = audit.watch();
-    let mut shown = head.borrow().urgent;
+    let last = |head: &Head| (head.log_id.clone(), head.urgent);
+    let mut shown = last(&head.borrow());
     let hurried = async {
         while head.changed().await.is_ok() {
-            let now = head.borrow_and_update().urgent;
-            if now > shown {
+            let now = last(&head.borrow_and_update());
+            if now != shown {
                 shown = now;
                 urgent.notify_one();
                 sleep(BREATH).await;

@@ -13,7 +13,8 @@ use std::{
 use jtnt_proto::{
     audit::{Event, SealedLine, Status},
     audit_export::ANCHOR,
-    checkpoint::{MAX_BYTES, Note},
+    checkpoint::{self, MAX_BYTES, Note},
+    key::PublicKey,
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -21,15 +22,18 @@ use sha2::{Digest as _, Sha256};
 use super::{
     AuditError, FILE_MODE, Record, files,
     log::Log,
-    reader,
+    query, reader,
     recover::{self, fault},
-    tree,
+    rotate, tree,
 };
 use crate::runtime::durable;
 
 const DIR_MODE: u32 = 0o750;
 /// The checkpoint that shows that the log was put back, until another has begun.
 const NOTE: &str = "rolled-back.note";
+/// New logs in one run: an agent that is put back again and again has another trouble.
+const MOST: u32 = 3;
+const MAX_ID_BYTES: u64 = 128;
 /// What precedes a log's id in the name of its folder.
 const PREFIX: &str = "superseded-";
 
@@ -39,17 +43,22 @@ pub(super) struct Superseded {
     pub(super) log_id: String,
     /// Where it ended.
     end: Value,
-    note: String,
+    /// What shows that it was put back; nothing where it is gone.
+    note: Option<String>,
 }
 
 impl Superseded {
     /// What the new log says of it: in its first line, and for all who watch.
     pub(super) fn tell(self, genesis: Record) -> [Record; 2] {
-        let genesis = genesis
-            .detail("reason", "ROLLED_BACK")
-            .detail("previous", self.end)
-            .detail("checkpoint", self.note);
-        let mut degraded = Record::of(Event::Degraded).detail("what", "AUDIT_ROLLED_BACK");
+        let (reason, what) = match self.note {
+            Some(_) => ("ROLLED_BACK", "AUDIT_ROLLED_BACK"),
+            None => ("LOST", "AUDIT_LOST"),
+        };
+        let mut genesis = genesis.detail("reason", reason).detail("previous", self.end);
+        if let Some(note) = self.note {
+            genesis = genesis.detail("checkpoint", note);
+        }
+        let mut degraded = Record::of(Event::Degraded).detail("what", what);
         degraded.status = Some(Status::Error);
         degraded.origin = Some("agent");
         degraded.object = Some(self.log_id);
@@ -75,24 +84,35 @@ pub(super) fn kept(dir: &Path) -> io::Result<Vec<String>> {
 }
 
 /// Moves what a log that was put back has left in `dir` out of the way, if there is one.
-pub(super) fn set_aside(dir: &Path) -> Result<Option<Superseded>, AuditError> {
+pub(super) fn set_aside(
+    dir: &Path,
+    (agent_id, keys): (&str, &[PublicKey]),
+) -> Result<Option<Superseded>, AuditError> {
     let path = dir.join(NOTE);
     if !path.try_exists().map_err(|e| fault(&path, &e))? {
         return Ok(None);
     }
-    let read = durable::read(&path, MAX_BYTES as u64).map_err(|e| fault(&path, &e))?;
+    let read = durable::read(&path, MAX_BYTES as u64).unwrap_or_default();
     let note = String::from_utf8_lossy(&read).into_owned();
-    let log_id = Note::parse(&note)
-        .map_err(|why| AuditError(format!("{}: {why}", path.display())))?
-        .checkpoint
-        .log_id()
-        .to_owned();
+    let parsed = Note::parse(&note).ok().filter(|parsed| {
+        let log_id = parsed.checkpoint.log_id();
+        let ours = keys.iter().any(|key| parsed.is_signed_by(key));
+        ours && parsed.checkpoint.origin == checkpoint::origin(agent_id, log_id)
+    });
+    let Some(parsed) = parsed else {
+        // We write none but our own.
+        tracing::error!(note = %path.display(), "a note that this agent did not sign ends no log");
+        durable::remove(&path).map_err(|e| fault(&path, &e))?;
+        return Ok(None);
+    };
+    let log_id = parsed.checkpoint.log_id().to_owned();
     let folder = dir.join(format!("{PREFIX}{log_id}"));
     let moved = move_all(dir, &folder, &log_id).map_err(|e| fault(&folder, &e))?;
     // What shows that it is not the whole log, beside it.
     durable::replace(&folder.join(ANCHOR), note.as_bytes(), FILE_MODE)
         .map_err(|e| fault(&folder, &e))?;
-    Ok(Some(Superseded { end: end(&folder, &log_id), log_id, note }).filter(|_| moved))
+    let end = end(&folder, &log_id);
+    Ok(Some(Superseded { end, log_id, note: Some(note) }).filter(|_| moved))
 }
 
 /// Moves its files; says whether none of another log are there yet.
@@ -146,6 +166,32 @@ fn end(folder: &Path, log_id: &str) -> Value {
     json!({"log_id": log_id, "last_seq": last})
 }
 
+/// Where the id of the log in force is remembered: beside its folder, in case that goes.
+fn memory(dir: &Path) -> PathBuf {
+    dir.with_extension("id")
+}
+
+/// The log in force.
+pub(super) fn remember(dir: &Path, log_id: &str) -> Result<(), AuditError> {
+    let path = memory(dir);
+    if durable::read(&path, MAX_ID_BYTES).is_ok_and(|known| known == log_id.as_bytes()) {
+        return Ok(());
+    }
+    durable::replace(&path, log_id.as_bytes(), FILE_MODE).map_err(|e| fault(&path, &e))
+}
+
+/// A log that this agent had, where none is found.
+pub(super) fn lost(dir: &Path) -> Result<Option<Superseded>, AuditError> {
+    let path = memory(dir);
+    let read = match durable::read(&path, MAX_ID_BYTES) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|e| fault(&path, &e))?,
+    };
+    let log_id = String::from_utf8_lossy(&read).into_owned();
+    tracing::error!(log_id, "the audit log is gone; another begins, and says so");
+    Ok(Some(Superseded { end: json!({"log_id": log_id}), log_id, note: None }))
+}
+
 /// The new log has begun.
 pub(super) fn begun(dir: &Path) -> Result<(), AuditError> {
     let path = dir.join(NOTE);
@@ -162,6 +208,12 @@ impl Log {
         if !self.is_other(text)? {
             return Ok(false);
         }
+        if self.begun_anew >= MOST {
+            let why =
+                format!("it was put back {MOST} times since the start; see to that, and restart");
+            return Err(AuditError(why));
+        }
+        self.begun_anew += 1;
         let path = self.config.dir.join(NOTE);
         durable::replace(&path, text.as_bytes(), FILE_MODE).map_err(|e| fault(&path, &e))?;
         self.open = None;
@@ -170,13 +222,32 @@ impl Log {
         Ok(true)
     }
 
+    /// Whether it is by the key in force, or by one that was while the log had no more lines than that:
+    /// whoever stole an old key signs what he likes.
+    fn could_sign(&self, note: &Note) -> Result<bool, AuditError> {
+        if note.is_signed_by(&self.signer.public_key()) {
+            return Ok(true);
+        }
+        let dir = &self.config.dir;
+        let told = rotate::rotations(dir).map_err(|e| fault(dir, &e))?;
+        for (key, raw) in self.signer.keys().iter().zip(told) {
+            let Some(seq) = query::seq_of(raw.as_bytes()).filter(|_| note.is_signed_by(key)) else {
+                continue;
+            };
+            // The line may be one of a log before this one, whose numbers say nothing here.
+            let here = query::line_of(dir, seq).map_err(|e| fault(dir, &e))?;
+            let ended = here.is_some_and(|line| line == raw.as_bytes());
+            return Ok(ended && note.checkpoint.size <= seq.saturating_add(1));
+        }
+        Ok(false)
+    }
+
     /// Whether this is a checkpoint that our key has signed, of our log, and not of these lines.
     fn is_other(&mut self, text: &str) -> Result<bool, AuditError> {
         let Ok(note) = Note::parse(text) else { return Ok(false) };
         let log_id = self.opened()?.log_id.clone();
         let seen = &note.checkpoint;
-        let ours = self.signer.keys().iter().any(|key| note.is_signed_by(key));
-        if seen.origin != self.origin(&log_id) || !ours {
+        if seen.origin != self.origin(&log_id) || !self.could_sign(&note)? {
             return Ok(false);
         }
         let tree = self.open.as_ref().and_then(|open| open.tree.as_ref());

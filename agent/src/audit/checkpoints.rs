@@ -59,13 +59,19 @@ impl Checkpoints {
         durable::replace(&self.dir.join(OWN), note.as_bytes(), FILE_MODE)
     }
 
-    /// The newest that a witness cosigned.
-    pub(super) fn witnessed(&self) -> Option<Witnessed> {
-        let (_, size, path) = self.list().ok()?.pop()?;
-        let note = self.read(&path)?;
-        let is_ours = Note::parse(&note)
-            .is_ok_and(|n| n.checkpoint.size == size && n.checkpoint.origin == self.origin);
-        is_ours.then_some(Witnessed { size, note })
+    /// The newest that a witness cosigned, of those that one of these keys has signed over no more than
+    /// `size` lines: whoever can write here could put any note.
+    pub(super) fn witnessed(&self, keys: &[PublicKey], size: u64) -> Option<Witnessed> {
+        self.list().ok()?.into_iter().rev().filter(|kept| kept.1 <= size).find_map(
+            |(_, size, path)| {
+                let note = self.read(&path)?;
+                let parsed = Note::parse(&note).ok()?;
+                let seen = &parsed.checkpoint;
+                let ours = keys.iter().any(|key| parsed.is_signed_by(key));
+                let fits = seen.size == size && seen.origin == self.origin && ours;
+                fits.then_some(Witnessed { size, note })
+            },
+        )
     }
 
     /// All that a witness cosigned, each with the name of its file.

@@ -42,7 +42,12 @@ impl DayFile {
 pub fn list(dir: &Path) -> io::Result<Vec<DayFile>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name();
+        let entry = entry?;
+        // A pipe would never end, and a link may lead anywhere.
+        if !entry.file_type()?.is_file() {
+            continue;
+        }
+        let name = entry.file_name();
         let day = name
             .to_str()
             .and_then(|n| n.strip_prefix("audit-")?.strip_suffix(".log"))

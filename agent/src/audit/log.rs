@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use jiff::civil::Date;
+use jiff::{Timestamp, civil::Date};
 use jtnt_proto::{
     audit::{self as format, Event, Line, MAX_LINE_BYTES, ZERO},
     bytes::Hash,
@@ -37,6 +37,8 @@ pub(super) struct Log {
     clock: SharedClock,
     /// By which a log that begins is named.
     seed: [u8; 16],
+    /// How often it began anew, since it was put back.
+    pub(super) begun_anew: u32,
     /// `None` after a failure, until the end was looked at anew.
     pub(super) open: Option<Open>,
     /// The file that was last synced, and its length then.
@@ -93,8 +95,9 @@ impl Log {
         };
         let mut seed = [0; 16];
         entropy.fill(&mut seed).map_err(|e| AuditError(format!("no random log id: {e}")))?;
-        let (open, synced) = (None, None);
-        let mut log = Self { config, signer, clock, seed, open, synced, last, _lock: lock };
+        let (open, synced, begun_anew) = (None, None, 0);
+        let mut log =
+            Self { config, signer, clock, seed, begun_anew, open, synced, last, _lock: lock };
         let opened = log.enter();
         log.settle(opened)?;
         Ok(log)
@@ -111,12 +114,13 @@ impl Log {
     pub(super) fn enter(&mut self) -> Result<(), AuditError> {
         let dir = self.config.dir.clone();
         self.end_rotation()?;
-        let superseded = anew::set_aside(&dir)?;
-        match recover::find(&dir, &self.signer.keys())? {
+        let superseded = anew::set_aside(&dir, (&self.config.agent_id, &self.signer.keys()))?;
+        match recover::find(&dir, (&self.config.agent_id, &self.signer.keys()))? {
             Some(end) if end.log_id.is_some() => self.resume(end),
             found => self.begin(found, superseded),
         }?;
         anew::begun(&dir)?;
+        anew::remember(&dir, &self.opened()?.log_id.clone())?;
         self.last.superseded = anew::kept(&dir).map_err(|e| fault(&dir, &e))?;
         let log_id = self.opened()?.log_id.clone();
         if log_id != self.last.log_id {
@@ -124,7 +128,8 @@ impl Log {
         }
         let checkpoints = self.checkpoints(&log_id);
         checkpoints.sync().map_err(|e| fault(&dir, &e))?;
-        self.last.witnessed = checkpoints.witnessed().map_or(0, |seen| seen.size);
+        let seen = checkpoints.witnessed(&self.signer.keys(), self.opened()?.size);
+        self.last.witnessed = seen.map_or(0, |seen| seen.size);
         Ok(())
     }
 
@@ -180,8 +185,12 @@ impl Log {
         found: Option<End>,
         superseded: Option<Superseded>,
     ) -> Result<(), AuditError> {
-        let before = superseded.as_ref().map_or("", |log| log.log_id.as_str());
-        let log_id = anew::next_id(self.seed, before);
+        let before = match superseded {
+            Some(superseded) => Some(superseded),
+            None => anew::lost(&self.config.dir)?,
+        };
+        let before_id = before.as_ref().map_or("", |log| log.log_id.as_str());
+        let log_id = anew::next_id(self.seed, before_id);
         let (day, file, recovered) = match found {
             Some(end) => (end.newest.clone(), append_to(&end.newest)?, end.recovered),
             None => {
@@ -194,8 +203,8 @@ impl Log {
         let genesis =
             Record::of(Event::Genesis).detail("log_id", log_id.as_str()).detail("public_key", key);
         self.adopt(Open::at(day, file, 0, log_id))?;
-        let first = match superseded {
-            Some(superseded) => superseded.tell(genesis).to_vec(),
+        let first = match before {
+            Some(before) => before.tell(genesis).to_vec(),
             None => vec![genesis],
         };
         for record in first.into_iter().chain(recovered) {
@@ -219,7 +228,7 @@ impl Log {
                 }
             }
         }
-        match recover::find(dir, &self.signer.keys())? {
+        match recover::find(dir, (&self.config.agent_id, &self.signer.keys()))? {
             Some(end) if end.log_id.is_some() => self.resume(end),
             _ => Err(AuditError(format!(
                 "{} has lost its lines; restore them, or restart the agent to begin a new log",
@@ -259,7 +268,11 @@ impl Log {
 
     /// The civil day of the machine.
     pub(super) fn today(&self) -> Date {
-        self.config.zone.to_datetime(self.clock.now()).date()
+        self.day_of(self.clock.now())
+    }
+
+    pub(super) fn day_of(&self, at: Timestamp) -> Date {
+        self.config.zone.to_datetime(at).date()
     }
 
     /// Closes the day's file when a later day has come. A clock set back stays in the newest file.

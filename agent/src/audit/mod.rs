@@ -183,6 +183,7 @@ pub struct Audit {
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
+    signer: Arc<dyn AuditSigner>,
     commands: Option<mpsc::Sender<writer::Command>>,
     head: watch::Receiver<Head>,
     writer: Option<JoinHandle<()>>,
@@ -214,13 +215,13 @@ impl Audit {
         entropy: &dyn Entropy,
     ) -> Result<Self, AuditError> {
         let dir = config.dir.clone();
-        let log = log::Log::open(config, signer, clock, entropy)?;
+        let log = log::Log::open(config, Arc::clone(&signer), clock, entropy)?;
         let (publish, head) = watch::channel(log.head());
         let (commands, queue) = mpsc::channel(QUEUE);
         let writer = tasks::thread("audit", move || writer::run(log, queue, &publish))
             .map_err(|e| AuditError(format!("no thread for its writer: {e}")))?;
         let (commands, writer) = (Some(commands), Some(writer));
-        Ok(Self { inner: Arc::new(Inner { dir, commands, head, writer }) })
+        Ok(Self { inner: Arc::new(Inner { dir, signer, commands, head, writer }) })
     }
 
     /// Writes a line and returns its seq once it is durable.
@@ -304,10 +305,10 @@ impl Audit {
     /// The newest checkpoint that a witness cosigned, as it is kept. Blocks.
     #[must_use]
     pub fn anchor(&self, agent_id: &str) -> Option<String> {
-        let log_id = self.head().log_id;
-        let origin = jtnt_proto::checkpoint::origin(agent_id, &log_id);
-        let kept = checkpoints::Checkpoints::of(&self.inner.dir, &log_id, origin).witnessed();
-        kept.map(|seen| seen.note)
+        let head = self.head();
+        let origin = jtnt_proto::checkpoint::origin(agent_id, &head.log_id);
+        let kept = checkpoints::Checkpoints::of(&self.inner.dir, &head.log_id, origin);
+        kept.witnessed(&self.inner.signer.keys(), head.size).map(|seen| seen.note)
     }
 
     /// Every checkpoint that a witness cosigned, by the name of its file, oldest first. Blocks.

@@ -49,17 +49,18 @@ impl Log {
         let retention = self.config.retention;
         let keep = self.today().saturating_sub(retention.days());
         let sure = retention.sure(self.last.witnessed, self.last.held);
-        let current = self.opened()?.day.clone();
+        let (current, keys) = (self.opened()?.day.clone(), self.signer.keys());
         let dir = self.config.dir.clone();
         let listed = files::list(&dir).map_err(|e| fault(&dir, &e))?;
         let mut cleaned = Cleaned::default();
         let mut old = Vec::new();
         for day in listed.into_iter().filter(|d| d.day < keep && d.day < current.day) {
             // Days go in their order, so that what is left is one log without a gap.
-            let last = recover::seqs(&day.path).map_err(|e| fault(&day.path, &e))?.1;
-            // What is no line was seen by nobody; a file without a byte says nothing.
-            let may_go = match last {
-                Some(last) => last < sure,
+            let span = recover::span(&day.path, &keys).map_err(|e| fault(&day.path, &e))?;
+            // What is no line was seen by nobody; a file without a byte says nothing. Its name is
+            // anybody's word: the first line tells how old it is.
+            let may_go = match span {
+                Some((begun, last)) => last < sure && self.day_of(begun) < keep,
                 None => reader::length(&day.path).map_err(|e| fault(&day.path, &e))? == 0,
             };
             if cleaned.kept.is_empty() && may_go {

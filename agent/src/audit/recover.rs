@@ -10,9 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
 use jtnt_proto::{
     audit::{Event, SealedLine, ZERO},
     bytes::Hash,
+    identity::is_id,
     key::PublicKey,
 };
 
@@ -44,13 +46,17 @@ pub(super) struct End {
 
 /// Looks at the files in `dir`; `None` when there are none. Torn bytes are set aside, everything
 /// else is only read.
-pub(super) fn find(dir: &Path, keys: &[PublicKey]) -> Result<Option<End>, AuditError> {
+pub(super) fn find(
+    dir: &Path,
+    (agent_id, keys): (&str, &[PublicKey]),
+) -> Result<Option<End>, AuditError> {
     let mut days = files::list(dir).map_err(|e| fault(dir, &e))?;
     let Some(newest) = days.last().cloned() else { return Ok(None) };
     let mut last = None;
     while let Some(day) = days.pop() {
         let tail = files::tail(&day.path).map_err(|e| fault(&day.path, &e))?;
-        let line = tail.last.as_deref().map(|raw| judge(dir, &day, raw, keys)).transpose()?;
+        let line =
+            tail.last.as_deref().map(|raw| judge(dir, &day, raw, (agent_id, keys))).transpose()?;
         // Only what ends in a line of ours is ours to mend.
         if !tail.torn.is_empty() {
             set_aside(&day, &tail).map_err(|e| fault(&day.path, &e))?;
@@ -77,26 +83,33 @@ fn judge(
     dir: &Path,
     day: &DayFile,
     raw: &[u8],
-    keys: &[PublicKey],
+    (agent_id, keys): (&str, &[PublicKey]),
 ) -> Result<(u64, Hash, String), AuditError> {
     let refuse = |why: String| {
         AuditError(format!(
-            "the last line of {} {why}; to keep it as evidence and begin a new log, type: \
-             mv {dir} {dir}.broken",
+            "{}: {why}. If audit/ or keys/ of this agent were restored from a copy, restore both from the \
+             same one. To keep the log as evidence and begin a new one, type: mv {dir} {dir}.broken",
             day.path.display(),
             dir = dir.display()
         ))
     };
-    let line = SealedLine::parse(raw).map_err(|e| refuse(format!("cannot be read: {e}")))?;
+    let line =
+        SealedLine::parse(raw).map_err(|e| refuse(format!("its last line cannot be read: {e}")))?;
     if !rotate::is_end(&line, keys) {
-        return Err(refuse("is not signed by this agent's audit key".to_owned()));
+        return Err(refuse("its last line is not signed by this agent's audit key".to_owned()));
     }
-    let log_id = reader::first_line(&day.path)
-        .map_err(|e| fault(&day.path, &e))?
-        .and_then(|first| Some(SealedLine::parse(&first).ok()?.line.details))
-        .and_then(|details| details.get("log_id")?.as_str().map(str::to_owned))
-        .ok_or_else(|| refuse("follows a first line without log_id".to_owned()))?;
-    Ok((line.line.seq + 1, line.leaf_hash(), log_id))
+    // Whoever changes the log's name there would have another log, without a history.
+    let first = reader::first_line(&day.path).map_err(|e| fault(&day.path, &e))?;
+    let log_id = first
+        .as_deref()
+        .and_then(|first| SealedLine::parse(first).ok())
+        .filter(|first| first.line.agent_id == agent_id)
+        .filter(|first| keys.iter().any(|key| first.is_signed_by(key)))
+        .and_then(|first| first.line.details.get("log_id")?.as_str().map(str::to_owned))
+        .filter(|log_id| is_id(log_id))
+        .ok_or_else(|| refuse("its first line, which names the log, is not this agent's".into()))?;
+    let size = line.line.seq.checked_add(1).ok_or_else(|| refuse("it is full".to_owned()))?;
+    Ok((size, line.leaf_hash(), log_id))
 }
 
 /// Marks torn bytes that no line of the log tells of yet.
@@ -176,6 +189,18 @@ pub(super) fn rewrite(path: &Path, synced: u64) -> io::Result<()> {
         file.write_all_at(piece.get(..read).unwrap_or_default(), at)?;
         at += read as u64;
     }
+}
+
+/// When a file's first line was written, and the number of its last, if these keys signed both. The line
+/// that closes a day comes on a later one.
+pub(super) fn span(path: &Path, keys: &[PublicKey]) -> io::Result<Option<(Timestamp, u64)>> {
+    let ours = |raw: Option<Vec<u8>>| {
+        let raw = raw?;
+        let sealed = SealedLine::parse(&raw).ok()?;
+        keys.iter().any(|key| sealed.is_signed_by(key)).then_some(sealed.line)
+    };
+    let (first, last) = (ours(reader::first_line(path)?), ours(files::tail(path)?.last));
+    Ok(first.zip(last).map(|(first, last)| (first.timestamp, last.seq)))
 }
 
 /// Seq of the first and of the last line of a file, as far as they can be read.

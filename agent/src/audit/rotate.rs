@@ -7,10 +7,11 @@ use jtnt_proto::{
     audit::{self as format, Event, SealedLine, Status},
     audit_keys::{MAX_ROTATIONS, acceptance_message, rotated},
     bytes::to_base64,
+    hub::MAX_KEY_ROTATIONS,
     key::PublicKey,
 };
 
-use super::{AuditError, FILE_MODE, Record, files, log::Log, recover::fault};
+use super::{AuditError, FILE_MODE, Record, files, log::Log, query::seq_of, recover::fault};
 use crate::runtime::durable;
 
 /// Every `key_rotated` line of this agent, in all its logs: what tells a hub that the key is another.
@@ -60,7 +61,13 @@ impl Log {
 
     fn try_rotate(&mut self) -> Result<(u64, PublicKey), AuditError> {
         let dir = self.config.dir.clone();
-        let before = rotations(&dir).map_err(|e| fault(&dir, &e))?.len();
+        let told = rotations(&dir).map_err(|e| fault(&dir, &e))?;
+        let before = told.len();
+        let unseen = told.iter().filter_map(|raw| seq_of(raw.as_bytes()));
+        if unseen.filter(|seq| *seq >= self.last.witnessed).count() >= MAX_KEY_ROTATIONS {
+            let why = "the hub has not heard of the last new keys yet; wait for a heartbeat";
+            return Err(AuditError(why.to_owned()));
+        }
         if before >= MAX_ROTATIONS {
             return Err(AuditError(format!("its key was replaced {before} times; enrol anew")));
         }
@@ -128,7 +135,8 @@ mod tests {
     use ed25519_dalek::{Signer as _, SigningKey};
     use jtnt_proto::{
         audit_verify::{Summary, Verdict, Verifier},
-        checkpoint::Note,
+        bytes::Hash,
+        checkpoint::{Checkpoint, Note},
     };
 
     use super::{
@@ -306,5 +314,24 @@ mod tests {
                 assert_eq!(rotations(&fixture.dir()).unwrap().len(), 1);
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_replaced_ends_no_log_any_more() {
+        let (fixture, keys) = (Fixture::new(), Arc::new(Keys::default()));
+        let audit = open(&fixture, &keys).unwrap();
+        let early = audit.checkpoint(None).await.unwrap().note;
+        let (seq, _) = audit.rotate_key().await.unwrap();
+        let note = |key: u8, size: u64| {
+            let seen = Note::parse(&early).unwrap().checkpoint;
+            let other = Checkpoint { size, root: Hash([9; 32]), ..seen };
+            other.sign(&One(key).public_key(), |text| One(key).sign(text))
+        };
+        // Whoever stole it can say what he likes of later lines.
+        assert!(!audit.rolled_back(note(7, seq + 1000)).await.unwrap());
+        assert!(!audit.rolled_back(note(6, 1)).await.unwrap(), "nobody's key");
+        // Of its own time its word counts, and that of the key in force at any.
+        assert!(audit.rolled_back(note(7, seq)).await.unwrap());
+        assert!(!audit.rolled_back(note(7, 1)).await.unwrap(), "another log has begun");
     }
 }

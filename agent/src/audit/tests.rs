@@ -58,7 +58,7 @@ impl Fixture {
         Arc::new(Key(SigningKey::from_bytes(&[key; 32])))
     }
 
-    fn open_as(&self, key: u8) -> Result<Audit, AuditError> {
+    pub(super) fn open_as(&self, key: u8) -> Result<Audit, AuditError> {
         let (config, signer) = (self.config(), Self::signer(key));
         let clock = Arc::<FixedClock>::clone(&self.clock);
         Audit::open(config, signer, clock, SeededEntropy::new(1).as_ref())
@@ -196,6 +196,8 @@ async fn a_crash_during_the_first_write_leaves_a_log_that_can_begin() {
     let path = fixture.today();
     let whole = fs::read(&path).unwrap();
     for left in [0, 1, whole.len() - 1] {
+        // The log's id is remembered once its first line is durable.
+        durable::remove(&fixture.dir().with_extension("id")).unwrap();
         durable::replace(&path, &whole[..left], 0o640).unwrap();
         drop(fixture.open());
         assert_eq!(events(&path).len(), if left == 0 { 1 } else { 2 });
@@ -273,6 +275,52 @@ async fn two_writers_are_impossible() {
     let _first = fixture.open();
     let refused = fixture.open_as(7).unwrap_err().to_string();
     assert!(refused.contains("is held by the audit log's writer"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_name_makes_no_file_old() {
+    let fixture = Fixture::new();
+    let audit = fixture.open();
+    audit.append(record(0)).await.unwrap();
+    drop(audit);
+    fs::rename(fixture.today(), fixture.dir().join("audit-2020-01-01.log")).unwrap();
+    let audit = fixture.open();
+    audit.append(record(0)).await.unwrap();
+    seen(&audit).await;
+    let cleaned = audit.clean().await.unwrap();
+    assert_eq!((cleaned.files.len(), cleaned.kept.len()), (0, 1));
+}
+
+#[tokio::test]
+async fn a_log_that_is_gone_is_no_new_one() {
+    let fixture = Fixture::new();
+    let old = fixture.open().head().log_id;
+    fs::remove_dir_all(fixture.dir()).unwrap();
+    let audit = fixture.open_as(7).unwrap();
+    assert_ne!(audit.head().log_id, old);
+    let first = reader::first_line(&fixture.today()).unwrap().unwrap();
+    let first = SealedLine::parse(&first).unwrap().line;
+    assert_eq!(
+        (&first.details["reason"], &first.details["previous"]["log_id"]),
+        (&"LOST".into(), &old.into())
+    );
+    assert_eq!(events(&fixture.today()), ["genesis", "degraded"]);
+    drop(audit);
+    fixture.open();
+    assert_eq!(events(&fixture.today()).len(), 2, "it is told once");
+}
+
+#[tokio::test]
+async fn a_log_that_is_given_another_name_does_not_open() {
+    let fixture = Fixture::new();
+    let log_id = fixture.open().head().log_id;
+    let text = fs::read_to_string(fixture.today()).unwrap();
+    for other in ["ffff", "../../pwn"] {
+        let forged = text.replace(&log_id, other);
+        durable::replace(&fixture.today(), forged.as_bytes(), 0o640).unwrap();
+        let refused = fixture.open_as(7).unwrap_err().to_string();
+        assert!(refused.contains("line"), "{refused}");
+    }
 }
 
 #[tokio::test]

@@ -30,7 +30,8 @@ impl Log {
                 note
             }
         };
-        let old_size = since.or_else(|| Some(checkpoints.witnessed()?.size)).unwrap_or(0);
+        let seen = || Some(checkpoints.witnessed(&self.signer.keys(), size)?.size);
+        let old_size = since.or_else(seen).unwrap_or(0);
         let proof = tree.since(old_size).map_err(failed)?;
         let proof = proof.ok_or_else(|| {
             AuditError(format!("it has {size} lines, and a witness has seen {old_size}"))
@@ -54,8 +55,11 @@ impl Log {
 
     /// See [`super::Audit::prove`].
     pub(super) fn prove(&mut self, seq: u64) -> Result<Inclusion, AuditError> {
-        let log_id = self.opened()?.log_id.clone();
-        let seen = self.checkpoints(&log_id).witnessed().filter(|seen| seq < seen.size);
+        let (log_id, size) = (self.opened()?.log_id.clone(), self.opened()?.size);
+        let seen = self
+            .checkpoints(&log_id)
+            .witnessed(&self.signer.keys(), size)
+            .filter(|seen| seq < seen.size);
         let (size, note) = match seen {
             Some(seen) => (seen.size, seen.note),
             None => self.checkpoint(None).map(|own| (own.size, own.note))?,

@@ -83,6 +83,10 @@ pub async fn to_hub(deps: Deps, mut link: Link, stop: CancellationToken) {
                 told = why;
             }
             let pause = match &fault {
+                // A line by a new key, or of a new log, may come before the heartbeat that tells of it.
+                Fault::Hub(HubError::Refused { status: 422, .. }) => {
+                    retry.wait(GATHER, &*deps.entropy)
+                }
                 Fault::Hub(error) if is_final(error) => REFUSED,
                 Fault::Hub(error) => retry.wait(wanted(error), &*deps.entropy),
                 Fault::Log(_) => retry.wait(GATHER, &*deps.entropy),
@@ -110,6 +114,12 @@ async fn ship(deps: &Deps, hub: &HubClient, retry: &mut Retry) -> Result<(), Fau
     let mut head = deps.audit.watch();
     let log_id = head.borrow_and_update().log_id.clone();
     let mut next = hub.audit_lines(&log_id, 0, Bytes::new()).await?.next;
+    let size = head.borrow().size;
+    if next > size {
+        return Err(Fault::Log(format!(
+            "the hub says that it holds {next} lines, and {size} are all"
+        )));
+    }
     deps.audit.held(log_id.clone(), next).await;
     deps.metrics.show_forwarded(HUB, true, Some(next));
     let (first, mut follow) = follow(deps.audit.dir().to_owned(), next).await?;

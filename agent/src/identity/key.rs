@@ -153,7 +153,17 @@ fn read(paths: &Paths, entropy: Option<SharedEntropy>) -> Result<Option<FileSign
 fn history(paths: &Paths, current: &PublicKey) -> Result<Vec<PublicKey>, String> {
     let path = paths.audit_keys();
     let at = |e: &dyn fmt::Display| format!("{}: {e}", path.display());
-    let Some(text) = optional(&path).map_err(|e| at(&e))? else { return Ok(vec![*current]) };
+    // Where it is lost, what was published tells as much; a key of its own is a history of one.
+    let published = || optional(&paths.audit_pub()).map_err(|e| at(&e));
+    let text = match optional(&path).map_err(|e| at(&e))? {
+        Some(text) => text,
+        None => {
+            match published()?.filter(|text| text.iter().filter(|b| **b == b'\n').count() > 1) {
+                Some(text) => text,
+                None => return Ok(vec![*current]),
+            }
+        }
+    };
     let text = String::from_utf8_lossy(&text).into_owned();
     let keys: Option<Vec<_>> = text.lines().map(PublicKey::parse).collect();
     let mut keys = keys.ok_or_else(|| at(&"not a list of public keys"))?;

@@ -61,7 +61,8 @@ pub(crate) fn judge(data: &Path, said: &[Said]) -> Outcome<()> {
     match owed.anchor {
         // What it covers was removed, and said so; the proof stands for it.
         Some(anchor) if anchor.checkpoint.size < first => Ok(()),
-        Some(anchor) => verify(data, anchor).map(drop),
+        // A record of that which it does not cover leaves open where the first lines are.
+        Some(anchor) => verdict(data, anchor, &[Verdict::Ok, Verdict::Incomplete]).map(drop),
         None => Ok(()),
     }
 }
@@ -150,6 +151,11 @@ fn is_kept(data: &Path, before: &Found, owed: &Owed) -> Outcome<()> {
 
 /// An auditor with this checkpoint finds nothing; the first line's number.
 fn verify(data: &Path, anchor: Note) -> Outcome<u64> {
+    verdict(data, anchor, &[Verdict::Ok])
+}
+
+/// The same where other verdicts will do.
+fn verdict(data: &Path, anchor: Note, good: &[Verdict]) -> Outcome<u64> {
     let mut verifier = Verifier::new(Some(work::key())).with_anchor(anchor, vec![work::witness()]);
     let mut found = Vec::new();
     for file in reader::list(&work::audit_dir(data)).map_err(|e| e.to_string())? {
@@ -159,7 +165,7 @@ fn verify(data: &Path, anchor: Note) -> Outcome<u64> {
     }
     found.extend(verifier.end());
     let summary = verifier.finish();
-    if found.is_empty() && summary.verdict == Verdict::Ok {
+    if found.is_empty() && good.contains(&summary.verdict) {
         return Ok(summary.first_seq.unwrap_or(0));
     }
     Err(format!("an auditor finds {found:?} {summary:?}"))

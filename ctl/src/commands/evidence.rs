@@ -155,6 +155,11 @@ impl Folder {
 /// An export that is to be checked: its logs, what to check them by, and what is wrong with its files.
 pub(super) fn opened(dir: &Path, by: By) -> Result<(Vec<PathBuf>, By, Vec<Finding>), Failure> {
     let path = dir.join(MANIFEST);
+    if let Err(error) = plain(&path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(Failure::file("read", &path, &error));
+    }
     let json = read(&path, MAX_MANIFEST_BYTES).map_err(|failure| {
         failure.advise("a folder is checked as a whole where `audit export` made it")
     })?;
@@ -172,7 +177,15 @@ pub(super) fn opened(dir: &Path, by: By) -> Result<(Vec<PathBuf>, By, Vec<Findin
     };
     let logs = manifest.files.iter().filter(|file| file.name.starts_with("audit-"));
     let logs: Vec<_> = logs.map(|file| dir.join(&file.name)).filter(|path| path.exists()).collect();
-    let anchor = by.anchor.or_else(|| there(ANCHOR));
+    if logs.is_empty() && found.is_empty() {
+        let why = "it holds no log; there is nothing to check";
+        return Err(Failure::new(Exit::Incomplete, format!("check {}", dir.display()), why));
+    }
+    // The names end in the number of lines.
+    let kept = manifest.files.iter().filter(|file| file.name.starts_with("checkpoints/"));
+    let newest = kept.max_by_key(|file| file.name.rsplit('-').next().map(str::to_owned));
+    let newest = || there(&newest?.name);
+    let anchor = by.anchor.or_else(|| there(ANCHOR)).or_else(newest);
     let from_export = by.key.is_none();
     let key = by.key.or_else(|| there(KEY));
     let mut witness = by.witness;
@@ -225,8 +238,16 @@ fn compare(dir: &Path, listed: &Exported) -> Result<Option<Finding>, Failure> {
     Ok(Some(Finding { verdict, file, line: 0, seq: None, message }))
 }
 
+/// Opens a file of an export: a pipe among them would never end.
+fn plain(path: &Path) -> io::Result<File> {
+    if fs::metadata(path)?.is_file() {
+        return File::open(path);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file"))
+}
+
 fn digest(path: &Path) -> io::Result<(Hash, u64)> {
-    let (mut file, mut hash, mut bytes) = (File::open(path)?, Sha256::new(), 0);
+    let (mut file, mut hash, mut bytes) = (plain(path)?, Sha256::new(), 0);
     let mut piece = vec![0; 256 * 1024];
     loop {
         let read = file.read(&mut piece)?;

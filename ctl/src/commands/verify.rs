@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jtnt_proto::{
     admin::v1::{self as pb, verify_log_response::Event},
     audit::{MAX_LINE_BYTES, SealedLine},
-    audit_verify::Verifier,
+    audit_verify::{Verdict, Verifier},
     checkpoint::{MAX_BYTES, Note, parse_witness},
     key::PublicKey,
 };
@@ -47,7 +47,8 @@ pub(super) struct By {
 
 impl By {
     fn verifier(&self) -> Result<Verifier, Failure> {
-        let verifier = Verifier::new(self.keys()?.pop());
+        let keys = self.keys()?;
+        let verifier = Verifier::new(keys.last().copied()).trusting(keys);
         let Some(anchor) = &self.anchor else { return Ok(verifier) };
         let what = format!("take the checkpoint from {}", anchor.display());
         let wrong = |why: &str| Failure::new(Exit::Usage, what.clone(), why);
@@ -89,11 +90,12 @@ impl By {
 }
 
 pub(super) async fn run(session: &mut Session<'_>, mut files: Vec<PathBuf>, mut by: By) -> Outcome {
-    let mut found = Vec::new();
+    let (mut found, mut export) = (Vec::new(), false);
     if let [dir] = files.as_slice()
         && dir.is_dir()
     {
         (files, by, found) = evidence::opened(dir, by)?;
+        export = true;
     } else if by.anchor.is_none() && !by.witness.is_empty() {
         return Err(Failure::new(
             Exit::Usage,
@@ -105,7 +107,7 @@ pub(super) async fn run(session: &mut Session<'_>, mut files: Vec<PathBuf>, mut 
     }
     // A bare name is a file of the daemon's; a path is the caller's own.
     let bare = |file: &PathBuf| file.components().count() == 1;
-    let own = by.key.is_some() || by.anchor.is_some() || !files.iter().all(bare);
+    let own = export || by.key.is_some() || by.anchor.is_some() || !files.iter().all(bare);
     let mut report = if own { here(session, files, &by)? } else { daemon(session, &files).await? };
     report.add_files(found.into_iter().map(Into::into));
     tell(session, &report)
@@ -184,6 +186,12 @@ fn here(session: &Session<'_>, files: Vec<PathBuf>, by: &By) -> Result<Report, F
     }
     verifier.end().into_iter().for_each(|finding| report.add(finding.into()));
     let mut summary = verifier.finish();
+    if by.anchor.is_none() && !by.witness.is_empty() {
+        summary.unknown.push("what a witness has seen: there is no checkpoint here".to_owned());
+        if summary.verdict == Verdict::Ok {
+            summary.verdict = Verdict::Incomplete;
+        }
+    }
     summary.unknown.extend(by.from_export.iter().map(|what| (*what).to_owned()));
     report.conclude_here(summary);
     Ok(report)

@@ -19,7 +19,6 @@ use jtnt_proto::{
     audit::{SealedLine, ZERO, prev_text},
     bytes::Hash,
     hub::AuditLines,
-    identity::is_id,
     key::PublicKey,
 };
 use serde::Deserialize;
@@ -30,7 +29,7 @@ use tokio::{
 };
 
 use super::{caller::Caller, problem::Refusal};
-use crate::{error::HubError, hub::Shared, state::Agent};
+use crate::{error::HubError, hub::Shared};
 
 /// What is kept of one log.
 const MAX_FILE_BYTES: u64 = 1 << 30;
@@ -185,11 +184,18 @@ pub(super) async fn put(
     Query(place): Query<Place>,
     body: Bytes,
 ) -> Result<Response, Refusal> {
-    let keys = core.lock().state.agents.get(&caller.agent_id).map(Agent::audit_keys);
-    let keys = keys.ok_or_else(|| Refusal::forbidden("AGENT", "this agent is not enrolled"))?;
-    if !is_id(&log_id) {
-        return Err(Refusal::unprocessable("LOG_ID", "a log's id is of [A-Za-z0-9_-]"));
-    }
+    let keys = {
+        let inner = core.lock();
+        let agent = inner.state.agents.get(&caller.agent_id);
+        let agent =
+            agent.ok_or_else(|| Refusal::forbidden("AGENT", "this agent is not enrolled"))?;
+        // So there are not more of them than logs that were seen.
+        if !agent.logs.contains_key(&log_id) {
+            let why = "no heartbeat has shown a log of this id yet";
+            return Err(Refusal::forbidden("LOG_UNKNOWN", why));
+        }
+        agent.audit_keys()
+    };
     let path = file(&core.settings.dir, &caller.agent_id, &log_id);
     let whose = (caller.agent_id.as_str(), keys.as_slice());
     match core.lines.take(path.clone(), whose, (place.from, &body)).await {
