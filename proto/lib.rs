@@ -11,6 +11,7 @@ mod audit_examine;
 pub mod audit_export;
 pub mod audit_keys;
 pub mod audit_proof;
+mod audit_verdict;
 pub mod audit_verify;
 pub mod bytes;
 pub mod checkpoint;
