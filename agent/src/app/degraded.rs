@@ -64,6 +64,7 @@ fn look(overview: &Overview, degraded: &mut Degraded) {
             What::Sandbox => Some(s.gate.enforcement())
                 .filter(|level| *level != Enforcement::Full)
                 .map(|level| format!("jobs are held to the policy only in part: {level}")),
+            What::Witness if !s.audit.head().provable => Some("it gets no checkpoints".to_owned()),
             What::Witness => {
                 s.heartbeat.borrow().audit_refusal.map(|refusal| refusal.words().to_owned())
             }

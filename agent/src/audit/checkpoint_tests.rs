@@ -205,3 +205,21 @@ async fn a_day_that_another_key_opened_is_not_believed() {
     let refused = fixture.open_as(7).unwrap_err().to_string();
     assert!(refused.contains("its first line"), "{refused}");
 }
+
+#[tokio::test]
+async fn a_tree_that_cannot_be_had_is_told() {
+    let fixture = Fixture::new();
+    let audit = fixture.open();
+    assert!(audit.head().provable);
+    drop(audit);
+    let file = tree_file(&fixture);
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    let audit = fixture.open();
+    audit.append(record(1)).await.unwrap();
+    assert!(!audit.head().provable);
+    fs::remove_dir(&file).unwrap();
+    audit.checkpoint(None).await.unwrap();
+    audit.append(record(2)).await.unwrap();
+    assert!(audit.head().provable);
+}

@@ -90,6 +90,7 @@ impl Log {
             witnessed: 0,
             held: 0,
             urgent: 0,
+            provable: true,
             superseded: Vec::new(),
             error: None,
         };
@@ -148,7 +149,8 @@ impl Log {
         match &self.open {
             Some(open) if outcome.is_ok() => {
                 let (log_id, size, head) = (open.log_id.clone(), open.size, open.head);
-                self.last = Head { log_id, size, head, error: None, ..self.last.clone() };
+                let (error, provable) = (None, open.tree.is_some());
+                self.last = Head { log_id, size, head, error, provable, ..self.last.clone() };
             }
             _ => {
                 self.open = None;

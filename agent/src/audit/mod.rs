@@ -130,6 +130,8 @@ pub struct Head {
     pub held: u64,
     /// Lines up to the last that a witness should see at once.
     pub urgent: u64,
+    /// Whether checkpoints can be made: not where the tree over the lines cannot be had.
+    pub provable: bool,
     /// Logs that were put back to an earlier state, by their ids: kept in folders of their own.
     pub superseded: Vec<String>,
     /// Why it could not be written the last time; the next record tries again.

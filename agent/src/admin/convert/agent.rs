@@ -152,6 +152,11 @@ fn audit_advice(overview: &Overview, say: &mut impl FnMut(&str, String, &str)) {
     if let Some(error) = head.error {
         say("AUDIT_NOT_WRITABLE", format!("{error}; no job starts"), "df -h");
     }
+    if !head.provable {
+        let message = "the audit log gets no checkpoints, so nobody can witness it: its tree cannot be \
+                       had; the agent's own log says why";
+        say("AUDIT_NOT_WITNESSED", message.to_owned(), "jtntctl audit verify");
+    }
     for log_id in head.superseded {
         let dir = s.audit.dir().display();
         let message = format!(
