@@ -85,6 +85,20 @@ fn of(seen: &Seen, path: &Path) -> Option<(BTreeSet<Access>, BTreeSet<Mark>)> {
     Some((file.access.clone(), file.marks.clone()))
 }
 
+/// Waits until the file system's clock tells what comes from this file, which is made by then.
+fn after(path: &Path) {
+    let born = |path: &Path| fs::metadata(path).unwrap().created().unwrap();
+    let probe = path.with_extension("probe");
+    loop {
+        durable::put(&probe, b"", 0o600).unwrap();
+        let later = born(&probe) > born(path);
+        fs::remove_file(&probe).unwrap();
+        if later {
+            return;
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_a_job_opens_is_seen_as_its_view_has_it() {
     use Access::{Execute, Read, Write};
@@ -100,6 +114,7 @@ async fn what_a_job_opens_is_seen_as_its_view_has_it() {
     fs::create_dir(at("folder")).unwrap();
     durable::put(&at("key"), b"x", 0o644).unwrap();
     fs::copy("/usr/bin/true", at("tool")).unwrap();
+    after(&at("tool"));
     let script = "cat $D/in $D/lib.so > /dev/null; echo x >> $D/log; echo y > $D/made; \
                   read x <> $D/both; ls $D/folder; $D/tool; echo z > $D/passing; rm $D/passing; \
                   cat /etc/passwd $D/key > /tmp/own; true";
