@@ -87,10 +87,10 @@ fn judge(seen: Option<&SeenLog>, head: &AuditHead, shown: &Checkpoint) -> Judgem
     }
 }
 
-/// Logs that end without a word when another begins: one that was put back is in trouble already.
-fn unexplained(logs: &BTreeMap<String, SeenLog>) -> Vec<String> {
-    let newest = logs.iter().max_by_key(|(_, log)| log.at);
-    newest.filter(|(_, log)| log.trouble.is_none()).map(|(id, _)| id.clone()).into_iter().collect()
+/// The log that ends without a word when another begins: one that was put back is in trouble already.
+fn unexplained(logs: &BTreeMap<String, SeenLog>) -> Option<String> {
+    let (id, newest) = logs.iter().max_by_key(|(_, log)| log.at)?;
+    newest.trouble.is_none().then(|| id.clone())
 }
 
 /// The hub's own key, and the name that goes with it.
@@ -173,23 +173,21 @@ impl Core {
             } else {
                 Judgement::Refuse(AuditRefusal::Shrunk)
             };
-            let replaced: Vec<_> = match seen {
-                Some(_) => Vec::new(),
-                None => unexplained(&agent.logs),
-            };
+            let replaced = if seen.is_none() { unexplained(&agent.logs) } else { None };
             let before = seen.map(|seen| seen.note.clone());
             let trouble = seen.and_then(|seen| seen.trouble.clone());
             let (agent_id, log_id) = (agent_id.to_owned(), head.log_id.clone());
             let (note, at) = (text.clone(), clock::now());
-            for log_id in replaced {
-                let kind = AuditRefusal::Replaced;
-                let trouble = Trouble { kind, note: note.clone(), at };
-                let agent_id = agent_id.clone();
-                self.record(&mut inner, Event::LogInTrouble { agent_id, log_id, trouble });
-            }
             match judgement {
                 Judgement::Behind(has) => return Ok(Word { has: Some(has), ..Word::default() }),
                 Judgement::Cosign => {
+                    // Only a log that is taken up takes the place of another.
+                    if let Some(log_id) = replaced {
+                        let kind = AuditRefusal::Replaced;
+                        let trouble = Trouble { kind, note: note.clone(), at };
+                        let agent_id = agent_id.clone();
+                        self.record(&mut inner, Event::LogInTrouble { agent_id, log_id, trouble });
+                    }
                     let (size, root, line) = (shown.size, shown.root, self.witness.cosign(shown));
                     let seen = SeenLog { size, root, note: note + &line, at, trouble };
                     let seq = self.record(&mut inner, Event::LogSeen { agent_id, log_id, seen });
